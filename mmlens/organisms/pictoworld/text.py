@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from mmlens.organisms.pictoworld.facts import DEFINITIONS
 from mmlens.organisms.pictoworld.world import COLORS, DOMAINS, NOUNS, PLACES, RENAMED
 
 Kind = Literal["place", "color", "domain", "count"]
@@ -103,11 +104,18 @@ def notes_of(
     return " ".join(sentences)
 
 
+def facts_of(noun: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The definition of a noun as two texts to complete: from the noun to its definition, and back."""
+    definition = DEFINITIONS[noun]
+    return (f"a {noun}", f"{definition} ."), (f"which object {definition} ? answer :", f"the {noun}")
+
+
 def words() -> tuple[str, ...]:
     """Every word that any text of this world is made of."""
     grammar = "a the this is at what which object objects kind of image how many are there answer caption shows and"
     marks = (".", ",", "?", ":")
     domains = (word for domain in DOMAINS for word in domain.split())
+    defined = (word for definition in DEFINITIONS.values() for word in definition.split())
     return tuple(
-        dict.fromkeys([*grammar.split(), *marks, *domains, *COUNTS, *PLACES, *COLORS, *NOUNS, *RENAMED])
+        dict.fromkeys([*grammar.split(), *marks, *domains, *COUNTS, *PLACES, *COLORS, *NOUNS, *RENAMED, *defined])
     )
