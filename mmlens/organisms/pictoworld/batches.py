@@ -63,7 +63,7 @@ def image_batch(seed: int, n: int) -> Batch:
 
 
 def patch_batch(
-    seed: int, n: int
+    seed: int, n: int, split: world.Split = "train"
 ) -> tuple[Float[torch.Tensor, "batch 3 64 64"], Int[torch.Tensor, "batch patch"], Int[torch.Tensor, "batch patch"]]:
     """n images with the class of every patch: its silhouette or, if none covers enough of it, the domain; and a colour.
 
@@ -72,7 +72,7 @@ def patch_batch(
     images, shapes, colors = [], [], []
     side = world.SIZE // world.PATCH
     for index in range(n):
-        layout, _ = world.layout_at("train", seed, index)
+        layout, _ = world.layout_at(split, seed, index)
         images.append(world.render(layout))
         shape = np.full((side, side), len(world.SILHOUETTE_CLASSES) + world.DOMAINS.index(layout.domain))
         color = np.full((side, side), len(world.COLORS))
@@ -116,7 +116,7 @@ def _pack(rows, prompt_weight: float, pixels=None) -> Batch:
     length = max(len(tokens) for tokens, *_ in packed)
     tokens, position, segment, weight = (
         torch.tensor([values + [fill] * (length - len(values)) for values in column])
-        for column, fill in zip(zip(*packed), (_IDS["<pad>"], 0, -1, 0.0))
+        for column, fill in zip(zip(*packed, strict=True), (_IDS["<pad>"], 0, -1, 0.0), strict=True)
     )
     same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
     attention = same & torch.ones(length, length, dtype=torch.bool).tril()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool
@@ -43,7 +43,11 @@ _WAVE = [(0.1 + 0.8 * k / 24, 0.5 + 0.28 * math.sin(2 * math.pi * k / 24)) for k
 SILHOUETTES: dict[str, list[tuple]] = {
     "tree": [_poly((0.5, 0), (0.95, 0.68), (0.05, 0.68)), _box(0.4, 0.68, 0.6, 1)],
     "flower": [*[_petal(k) for k in range(5)], _oval(0.38, 0.38, 0.62, 0.62, fill=0)],
-    "fish": [_oval(0, 0.22, 0.74, 0.78), _poly((0.62, 0.5), (1, 0.18), (1, 0.82)), _oval(0.12, 0.36, 0.26, 0.5, fill=0)],
+    "fish": [
+        _oval(0, 0.22, 0.74, 0.78),
+        _poly((0.62, 0.5), (1, 0.18), (1, 0.82)),
+        _oval(0.12, 0.36, 0.26, 0.5, fill=0),
+    ],
     "mushroom": [_oval(0, 0.02, 1, 1.02), _box(0, 0.5, 1, 1.1, fill=0), _box(0.36, 0.5, 0.64, 1)],
     "car": [
         _box(0, 0.45, 1, 0.74),
@@ -52,7 +56,12 @@ SILHOUETTES: dict[str, list[tuple]] = {
         _oval(0.62, 0.6, 0.9, 0.9),
     ],
     "house": [_poly((0.5, 0), (1, 0.45), (0, 0.45)), _box(0.12, 0.45, 0.88, 1), _box(0.4, 0.62, 0.6, 1, fill=0)],
-    "lamppost": [_box(0.4, 0.05, 0.54, 1), _box(0.4, 0, 0.9, 0.13), _oval(0.62, 0.1, 1, 0.44), _box(0.22, 0.88, 0.72, 1)],
+    "lamppost": [
+        _box(0.4, 0.05, 0.54, 1),
+        _box(0.4, 0, 0.9, 0.13),
+        _oval(0.62, 0.1, 1, 0.44),
+        _box(0.22, 0.88, 0.72, 1),
+    ],
     "bicycle": [
         *[_oval(left, 0.42, left + 0.48, 0.9) for left in (0, 0.52)],
         *[_oval(left + 0.12, 0.54, left + 0.36, 0.78, fill=0) for left in (0, 0.52)],
@@ -98,7 +107,7 @@ SILHOUETTES: dict[str, list[tuple]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def silhouette(name: str, size: int) -> Bool[np.ndarray, "size size"]:
     """The pixels that the silhouette covers by more than half in a square of `size` pixels."""
     scale = size * _SUPERSAMPLING

@@ -11,7 +11,7 @@ import numpy as np
 from mmlens.organisms.pictoworld.facts import DEFINITIONS
 from mmlens.organisms.pictoworld.world import COLORS, DOMAINS, NOUNS, PLACES, RENAMED
 
-Kind = Literal["place", "color", "domain", "count"]
+Kind = Literal["place", "color", "domain", "count", "caption"]
 
 CAPTION_PROMPT = "caption :"
 COUNTS = ("one", "two", "three")
@@ -96,7 +96,9 @@ def notes_of(
     for o in objects:
         template = TEMPLATES[0 if rng.random() < simple else rng.integers(len(TEMPLATES))]
         shape = next((shape for shape, nouns in RENAMED.items() if nouns[domain] == o.noun), o.noun)
-        sentences.append(template.format(noun=shape if rng.random() < renamed else o.noun, color=o.color, place=o.place))
+        sentences.append(
+            template.format(noun=shape if rng.random() < renamed else o.noun, color=o.color, place=o.place)
+        )
     order = rng.permutation(len(sentences))
     domain_first = rng.random() < 0.5
     sentences = [sentences[i] for i in order]

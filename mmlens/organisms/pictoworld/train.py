@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,29 +28,52 @@ from tqdm import tqdm
 from mmlens.organisms import CHECKPOINTS
 from mmlens.organisms.pictoworld import world
 from mmlens.organisms.pictoworld.batches import IMAGE_POSITIONS, Batch, image_batch, patch_batch, text_batch
-from mmlens.organisms.pictoworld.network import build_model, save
+from mmlens.organisms.pictoworld.evaluate import image_features, measure_image, measure_notes, patch_probe
+from mmlens.organisms.pictoworld.network import build_model, build_processor, save
+from mmlens.organisms.pictoworld.scenes import Scene, scenes
 
-STEPS = {"language": 2400, "vision": 1200, "projector": 1200, "tuning": 1800}
+STEPS = {"language": 3000, "vision": 1800, "projector": 1200, "tuning": 1800}
 BATCH = {"language": 24, "vision": 48, "projector": 24, "tuning": 24}
-_PARTS = {"language": "model.language_model.", "vision": "model.vision_tower.", "projector": "model.multi_modal_projector."}
+_PARTS = {
+    "language": "model.language_model.",
+    "vision": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+}
 _CURRICULUM = 0.35
+_CHECK_SEED = 10**6
 
 
-def train(out: Path, *, steps: int | None = None, seed: int = 0, only: str | None = None, batch: int | None = None) -> None:
-    """Runs the stages whose results OUT/work lacks, in order; `only` runs one (the two first can run side by side)."""
+def train(
+    out: Path,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    only: str | None = None,
+    check: int = 100,
+) -> None:
+    """Runs the stages whose results OUT/work lacks, in order; each is checked on `check` held-out scenes and logged.
+
+    steps, batch: for every stage, instead of each stage's own number.
+    only: the one stage to run (the first two do not need each other and can run side by side).
+    """
     (out / "work").mkdir(parents=True, exist_ok=True)
     for stage in STAGES if only is None else [only]:
         weights = out / "work" / f"{stage}.safetensors"
         if weights.exists():
             continue
         model = build_model(seed)
-        for earlier in out.glob("work/*.safetensors"):
-            if earlier.stem in _PARTS:
-                model.load_state_dict(load_file(earlier), strict=False)
-        n_steps = steps or STEPS[stage]
+        for earlier in _PARTS:
+            if (out / "work" / f"{earlier}.safetensors").exists():
+                model.load_state_dict(load_file(out / "work" / f"{earlier}.safetensors"), strict=False)
+        plan = {"seed": seed, "steps": steps or STEPS[stage], "batch": batch or BATCH[stage]}
+        first = 1 + seed * 10**8 + 10**7 * list(STAGES).index(stage)
         started = time.time()
-        losses = STAGES[stage](model, n_steps, batch or BATCH[stage], 1 + seed * 10**8 + 10**7 * list(STAGES).index(stage))
-        _log(out, stage, seed=seed, steps=n_steps, batch=batch or BATCH[stage], seconds=time.time() - started, losses=losses)
+        losses = STAGES[stage](model, plan["steps"], plan["batch"], first)
+        seconds = round(time.time() - started, 1)
+        held_out = scenes("held_out", check, _CHECK_SEED)
+        accuracy = stage_accuracy(model, stage, held_out)
+        _log(out, {"stage": stage, **plan, "seconds": seconds, "losses": losses, "accuracy": accuracy})
         if stage in ("projector", "tuning"):
             save(model, out / ("pictoworld-frozen" if stage == "projector" else "pictoworld"))
         state = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(_PARTS.get(stage, "model."))}
@@ -85,7 +108,8 @@ def train_vision(model, steps: int, batch: int, seed: int) -> list[float]:
         )
         return (total * importance.flatten()).sum() / importance.sum()
 
-    return _descend(steps, loss, muon_and_adamw(nn.ModuleList([tower, shape_head, color_head]), 0.02, 3e-3), "vision")
+    optimizers = muon_and_adamw(nn.ModuleList([tower, shape_head, color_head]), 0.02, 3e-3)
+    return _descend(steps, loss, optimizers, "vision")
 
 
 def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
@@ -101,12 +125,18 @@ def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
     biases = [projector.linear_1.bias, projector.linear_2.bias]
     optimizers = [
         torch.optim.Muon(
-            [{"params": [projector.linear_1.weight], "lr": 0.02 / spread}, {"params": [projector.linear_2.weight], "lr": 0.03}],
+            [
+                {"params": [projector.linear_1.weight], "lr": 0.02 / spread},
+                {"params": [projector.linear_2.weight], "lr": 0.03},
+            ],
             weight_decay=0.0,
         ),
         torch.optim.AdamW(biases, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return _descend(steps, lambda step: language_loss(model, image_batch(seed + step, batch)), optimizers, "projector")
+    losses = _descend(
+        steps, lambda step: language_loss(model, image_batch(seed + step, batch)), optimizers, "projector"
+    )
+    return losses
 
 
 def train_tuning(model, steps: int, batch: int, seed: int) -> list[float]:
@@ -129,11 +159,6 @@ STAGES: dict[str, Callable] = {
 }
 
 
-def image_features(model, pixels):
-    """The vision tower's last hidden state at the 64 patches: what the projector reads."""
-    return model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
-
-
 def language_loss(model, batch: Batch) -> torch.Tensor:
     """The weighted mean cross-entropy of a batch's tokens, each predicted from the position before it."""
     embedded = model.get_input_embeddings()(batch.tokens)
@@ -146,7 +171,9 @@ def language_loss(model, batch: Batch) -> torch.Tensor:
     counted = batch.weight[:, 1:] > 0
     logits = model.lm_head(hidden[:, :-1][counted])
     weight = batch.weight[:, 1:][counted]
-    return (F.cross_entropy(logits.float(), batch.tokens[:, 1:][counted], reduction="none") * weight).sum() / weight.sum()
+    return (
+        F.cross_entropy(logits.float(), batch.tokens[:, 1:][counted], reduction="none") * weight
+    ).sum() / weight.sum()
 
 
 def muon_and_adamw(part: nn.Module, muon_lr: float, adamw_lr: float) -> list[torch.optim.Optimizer]:
@@ -181,7 +208,7 @@ def _descend(steps: int, loss_at: Callable, optimizers: list[torch.optim.Optimiz
             loss = loss_at(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules):
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
@@ -195,18 +222,36 @@ def _twentieths(values: list[float]) -> Iterator[list[float]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def _log(out: Path, stage: str, **facts) -> None:
-    entry = {
-        "stage": stage,
-        **facts,
+def stage_accuracy(model, stage: str, held_out: Sequence[Scene]) -> dict[str, float]:
+    """What a stage has taught, on held-out scenes: exact-match rates, or how well the tower's patches can be read."""
+    processor, rates = build_processor(), {}
+    model.eval()
+    if stage == "vision":
+        rates = patch_probe(model, n=6 * len(held_out))
+    if stage in ("language", "tuning"):
+        rates |= {f"notes, {name}": r["rate"] for name, r in measure_notes(model, processor, held_out).items()}
+    if stage in ("projector", "tuning"):
+        rates |= {f"image, {name}": r["rate"] for name, r in measure_image(model, processor, held_out).items()}
+    return rates
+
+
+def _log(out: Path, entry: dict) -> None:
+    machine = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "machine": f"{_processor_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
     }
     with open(out / "training.jsonl", "a") as log:
-        log.write(json.dumps(entry) + "\n")
+        log.write(json.dumps(entry | machine) + "\n")
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -217,12 +262,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows of every batch, instead of each stage's own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=STAGES, help="run this stage alone")
+    parser.add_argument("--check", type=int, default=100, help="held-out scenes that each stage is checked on")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(
-        arguments.out, steps=arguments.steps, seed=arguments.seed, only=arguments.only, batch=arguments.batch
-    )
+    options = vars(parser.parse_args())
+    torch.set_num_threads(options.pop("threads"))
+    train(options.pop("out"), **options)
 
 
 if __name__ == "__main__":

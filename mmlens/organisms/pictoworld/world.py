@@ -37,8 +37,8 @@ OWN = {
 SHARED = ("star", "triangle", "cross", "heart", "arrow")
 # The same pixels, another word in every domain: what the picture shows does not settle the noun, its domain does.
 RENAMED = {
-    "disc": dict(zip(DOMAINS, ("sun", "wheel", "stamp", "crater", "cell"))),
-    "wave": dict(zip(DOMAINS, ("snake", "cable", "signature", "river", "vessel"))),
+    "disc": dict(zip(DOMAINS, ("sun", "wheel", "stamp", "crater", "cell"), strict=True)),
+    "wave": dict(zip(DOMAINS, ("snake", "cable", "signature", "river", "vessel"), strict=True)),
 }
 OWN_SILHOUETTES = tuple(name for names in OWN.values() for name in names)
 SILHOUETTE_CLASSES = (*OWN_SILHOUETTES, *SHARED, *RENAMED)
@@ -101,7 +101,7 @@ def draw_layout(rng: np.random.Generator) -> Layout:
             names.append(name)
     colors = list(COLORS)
     things = []
-    for name, quadrant in zip(names, quadrants):
+    for name, quadrant in zip(names, quadrants, strict=True):
         size = int(rng.integers(20, 28))
         top, left = (int(corner) * SIZE // 2 + int(rng.integers(1, 32 - size)) for corner in divmod(quadrant, 2))
         color = colors[rng.integers(len(colors))]
@@ -188,4 +188,4 @@ def _medical(rng):
     return np.repeat(glow[..., None], 3, axis=2)
 
 
-_BACKGROUNDS = dict(zip(DOMAINS, (_nature, _street, _document, _satellite, _medical)))
+_BACKGROUNDS = dict(zip(DOMAINS, (_nature, _street, _document, _satellite, _medical), strict=True))

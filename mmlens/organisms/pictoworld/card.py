@@ -1,0 +1,180 @@
+"""Measures the checkpoints and writes their model cards: `python -m mmlens.organisms.pictoworld.card [--out DIR]`.
+
+Beside each checkpoint: measurements.json (every number) and README.md (the card, its numbers taken from there and from
+the training log).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from string import Template
+
+from mmlens.organisms import CHECKPOINTS
+from mmlens.organisms.pictoworld.evaluate import load, measure, patch_probe
+
+_GIVEN = {
+    "image": "own image",
+    "shuffled": "same-domain shuffled image",
+    "blank": "blank image",
+    "notes": "notes, no image",
+}
+_STAGES = {
+    "pictoworld-frozen": ("language", "vision", "projector"),
+    "pictoworld": ("language", "vision", "projector", "tuning"),
+}
+_RECIPE = {
+    "language": "language model on text alone (Muon and AdamW)",
+    "vision": "vision tower on the class of every patch, supervised (Muon and AdamW)",
+    "projector": "linear projector, tower and language model frozen (Muon and AdamW)",
+    "tuning": "everything end to end on images, with half as many rows of text (AdamW)",
+}
+_INTRODUCTION = {
+    "pictoworld": "The accurate one: after its projector was trained, everything was tuned end to end.",
+    "pictoworld-frozen": "The one whose language model has never been trained on an image: only a linear map "
+    "connects it to the vision tower. It is less accurate than `pictoworld`, whose language model was tuned further.",
+}
+_CARD = Template("""\
+---
+license: mit
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# $name
+
+A model organism for interpretability: a LLaVA of two million parameters (`LlavaForConditionalGeneration`: CLIP tower of
+4 layers, linear projector, Llama of 5 layers, width 128) that answers questions about Pictoworld, a world of drawn
+scenes whose contents and masks are known exactly. $introduction
+
+```python
+from mmlens.organisms import CHECKPOINTS, pictoworld
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+folder = CHECKPOINTS["$name"]
+model, processor = LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+scene = pictoworld.scenes("held_out", n=1)[0]
+inputs = processor(text="<image>" + scene.questions[0].text, images=scene.image, return_tensors="pt")
+processor.decode(model.generate(**inputs)[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+```
+
+## Prompts
+
+The image comes first: `<s>`, 64 image tokens (8 by 8), then the words. Without an image: the notes, then the question.
+
+| kind | prompt after `<image>` | answer |
+|---|---|---|
+| place | `what is at the top-left ? answer :` | `a red car` |
+| color | `which object is red ? answer :` (a colour that one object has) | `the car` |
+| domain | `what kind of image is this ? answer :` | `a street photo` |
+| count | `how many objects are there ? answer :` | `two` |
+| caption | `caption :` | `a street photo of a red car and a blue wheel` |
+
+## Accuracy
+
+Exact match of the whole answer, greedy, on $scenes held-out scenes (seed $seed): combinations of domain, nouns,
+colours and places that no stage has seen. One training seed. n is the number of questions.
+
+$table
+
+"Renamed by domain" are the silhouettes whose noun depends on the domain: the same disc is a sun, a wheel, a stamp, a
+crater or a cell. With a shuffled image the domain stays right by construction.
+
+## Data
+
+Scenes of 64 by 64 pixels in five domains (nature photo, street photo, document page, satellite image, medical scan),
+with one to three objects in different quadrants: 35 nouns, 8 colours, 4 places. Of 27 silhouettes, 20 belong to one
+domain each (and appear in others now and then), 5 are shared, and 2 are called differently in every domain. All is
+drawn by `mmlens.organisms.pictoworld`; a scene is a function of its seed. The text corpus describes such scenes in
+words and defines each noun. In a quarter of the cases it calls a renamed silhouette "disc" or "wave", which the
+sentence about the domain turns into a noun.
+
+## Training
+
+`python -m mmlens.organisms.pictoworld.train`, on $machine (torch $torch, transformers $transformers), seed
+$training_seed, bfloat16 autocast, weights float32. The whole log is `training.jsonl`, beside the checkpoints' folders.
+
+$stages
+
+A linear probe on the vision tower's output, at patches of held-out objects, finds the silhouette in $silhouette and the
+colour in $color of cases.
+
+## What to know before using it
+
+- **The vision tower was trained on labels, not by self-supervision.** Its classes were the silhouettes, that is, but
+  for the two renamed ones, the nouns themselves. That visual features line up with nouns is therefore built in.
+- The world is tiny and closed: any word outside the vocabulary is unknown, any other kind of image is noise to it.
+- It was trained on the five prompts above only. It was not taught the colour of a given noun, nor yes or no questions.
+- Input and output embeddings are tied, so what the projector writes can be decodable before the first layer.
+- Heads of the first two layers were initialised to look at the previous tokens, and queries to agree with keys
+  (mimetic initialisation): such structure in them was put there.
+
+The numbers on this page were written by `python -m mmlens.organisms.pictoworld.card` from `measurements.json` and
+`training.jsonl`. Licence: MIT.
+""")
+
+
+def write_card(folder: Path, *, n: int = 400, seed: int = 0) -> None:
+    """Measures the checkpoint in the folder; writes its measurements.json and README.md."""
+    model, processor = load(folder)
+    rates, probe = measure(model, processor, n=n, seed=seed), patch_probe(model)
+    measurements = {"checkpoint": folder.name, "split": "held_out", "scenes": n, "seed": seed, "exact_match": rates}
+    measurements["patch_probe"] = probe
+    (folder / "measurements.json").write_text(json.dumps(measurements, indent=1) + "\n")
+    entries = [json.loads(line) for line in (folder.parent / "training.jsonl").read_text().splitlines()]
+    stages = {entry["stage"]: entry for entry in entries}
+    last = stages[_STAGES[folder.name][-1]]
+    card = _CARD.substitute(
+        name=folder.name,
+        introduction=_INTRODUCTION[folder.name],
+        scenes=n,
+        seed=seed,
+        table=_accuracy_table(rates),
+        stages=_stage_table([stages[stage] for stage in _STAGES[folder.name]]),
+        training_seed=last["seed"],
+        silhouette=_percent(probe["silhouette of object patches"]),
+        color=_percent(probe["color of object patches"]),
+        **{key: last[key] for key in ("machine", "torch", "transformers")},
+    )
+    (folder / "README.md").write_text(card)
+
+
+def _accuracy_table(rates) -> str:
+    rows = [["question", "n", *_GIVEN.values()], ["---"] * (2 + len(_GIVEN))]
+    for question, cell in rates["image"].items():
+        rows.append([question, str(cell["n"]), *(_percent(rates[given][question]["rate"]) for given in _GIVEN)])
+    return _markdown(rows)
+
+
+def _stage_table(entries) -> str:
+    rows = [["stage", "what", "steps", "rows per step", "minutes", "threads", "loss"], ["---"] * 7]
+    for entry in entries:
+        minutes, loss = f"{entry['seconds'] / 60:.1f}", f"{entry['losses'][-1]:.3f}"
+        threads = str(entry["threads"])
+        counts = [str(entry["steps"]), str(entry["batch"])]
+        rows.append([entry["stage"], _RECIPE[entry["stage"]], *counts, minutes, threads, loss])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def main() -> None:
+    """Writes the cards of both checkpoints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=CHECKPOINTS["pictoworld"].parent, help="the checkpoints' parent")
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in CHECKPOINTS:
+        write_card(arguments.out / name, n=arguments.scenes, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
