@@ -1,0 +1,77 @@
+"""Attention that is SDPA where nobody looks, and exact, readable and editable where somebody does.
+
+One function is registered with transformers under the name "mmlens". It finds TransformerLens' hook points on the
+attention module that calls it. Without a hook on them it hands over to transformers' own SDPA, bit for bit; with one it
+computes scores, fires `hook_attn_scores` (masked, before the softmax), takes the softmax in float32 or better, fires
+`hook_pattern`, and multiplies with the values.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "mmlens"
+_POINTS = "_mmlens_hook_points"
+
+
+def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint) -> None:
+    """Let the attention `module` find its hook points, outside of nn.Module's own registration."""
+    object.__setattr__(module, _POINTS, (scores, pattern))
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return what attention hands to the output projection, [batch, pos, head, d_head], and no weights.
+
+    query is [batch, head, pos, d_head], key and value [batch, kv_head, pos, d_head] (transformers' own layout).
+    """
+    points: tuple[HookPoint, HookPoint] | None = getattr(module, _POINTS, None)
+    if points is None or not any(_watched(point) for point in points):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )  # pyright: ignore[reportReturnType]
+    scores_point, pattern_point = points
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scores = scores_point(_masked(scores, attention_mask, causal=causal))
+    precision = torch.promote_types(query.dtype, torch.float32)
+    pattern = pattern_point(torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
+    pattern = torch.nn.functional.dropout(pattern, p=dropout, training=module.training)
+    return (pattern @ value).transpose(1, 2).contiguous(), None
+
+
+def _watched(point: HookPoint) -> bool:
+    return bool(point._forward_hooks or point._backward_hooks)
+
+
+def _masked(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Return the scores with what may not be seen at the lowest finite number, as transformers' eager attention has it."""
+    queries, keys = scores.shape[-2:]
+    if mask is None and causal and queries > 1:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,104 @@
+"""Cached activations: TransformerLens' ActivationCache, right at image and audio positions too."""
+
+import copy
+from typing import Any, NoReturn
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import ActivationCache as TransformerLensCache
+
+from mmlens.inputs import Inputs
+
+TOWERS = ("vision.", "audio.", "projector.")
+
+
+class ActivationCache(TransformerLensCache):
+    """Activations by name, as TransformerLens has them, and the `inputs` that they came from.
+
+    TransformerLens' sums start from the token embeddings, before image features are merged in; here they start from the
+    merged stream (`blocks.0.hook_resid_pre`), so that components add up at every position, and `apply_ln` includes the
+    norm's gain, so that they add up to logits without folding weights. Tower entries have one row per image.
+    """
+
+    def __init__(self, activations: dict[str, Tensor], bridge: Any, inputs: Inputs, canonical: dict[str, str]) -> None:
+        super().__init__(activations, bridge)
+        self.inputs = inputs
+        self._canonical = canonical
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Return an activation by any of its names, or by TransformerLens' shorthand: `cache["resid_post", -1]`."""
+        if isinstance(key, str) and key not in self.cache_dict and key in self._canonical:
+            key = self._canonical[key]
+        try:
+            return super().__getitem__(key)
+        except KeyError as error:
+            shown = ", ".join(list(self.cache_dict)[:4])
+            raise KeyError(f"{key!r} was not cached; cached are {len(self)} activations: {shown}, ...") from error
+
+    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the stream as merged embedding + attention + MLP outputs; see TransformerLens for the arguments.
+
+        The component labelled "embed" is the stream that enters block 0: text embeddings and projected images.
+        """
+        return TransformerLensCache.decompose_resid(self._from_merged_stream(), *args, **kwargs)
+
+    def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the stream as heads + neurons (or MLPs) + merged embedding + biases; see TransformerLens.
+
+        Raises NotImplementedError for `apply_ln` together with `project_output_onto`, which TransformerLens fuses without
+        the norm's gain: project the returned stack instead.
+        """
+        if kwargs.get("apply_ln") and kwargs.get("project_output_onto") is not None:
+            self._refuse("project_output_onto together with apply_ln", "get_full_resid_decomposition(apply_ln=True) @ W_U")
+        return TransformerLensCache.get_full_resid_decomposition(self._from_merged_stream(), *args, **kwargs)
+
+    def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
+        """Return every neuron's contribution to the stream; see TransformerLens.
+
+        Raises NotImplementedError for `apply_ln` together with `project_output_onto`, as above.
+        """
+        if kwargs.get("apply_ln") and kwargs.get("project_output_onto") is not None:
+            self._refuse("project_output_onto together with apply_ln", "stack_neuron_results(apply_ln=True) @ W_U")
+        return super().stack_neuron_results(*args, **kwargs)
+
+    def apply_ln_to_stack(  # pyright: ignore[reportIncompatibleMethodOverride] (fewer names, the same arguments)
+        self,
+        residual_stack: Float[Tensor, "component ... d_model"],
+        layer: int | None = None,
+        mlp_input: bool = False,
+        **kwargs: Any,
+    ) -> Float[Tensor, "component ... d_model"]:
+        """Return each component as the norm of `layer` (None: the final one) passes it on: over the cached scale, times
+        the norm's gain. TransformerLens leaves the gain out, which is wrong unless weights were folded."""
+        scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
+        if kwargs.get("recompute_ln"):
+            return scaled
+        return scaled * self._norm(layer, mlp_input).weight
+
+    def remove_batch_dim(self, batch_size: int | None = None) -> "ActivationCache":
+        """Return this cache without its batch axis (batch of one). Tower entries keep theirs: it counts images."""
+        if len(self.inputs) != 1:
+            raise ValueError(f"only a batch of one has a batch axis to remove, this one has {len(self.inputs)} rows")
+        towers = {name: value for name, value in self.cache_dict.items() if name.startswith(TOWERS)}
+        super().remove_batch_dim(batch_size=1)
+        self.cache_dict.update(towers)
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> NoReturn:
+        """Refuse: tower entries have one row per image, so that one slice can't fit all entries."""
+        self._refuse("apply_slice_to_batch_dim", "cache[name][rows], or run_with_cache on the rows wanted")
+
+    def _norm(self, layer: int | None, mlp_input: bool) -> Any:
+        if layer is None or layer in (-1, self.model.cfg.n_layers):
+            return self.model.ln_final.original_component
+        block = self.model.blocks[layer]
+        return (block.ln2 if mlp_input else block.ln1).original_component
+
+    def _from_merged_stream(self) -> "ActivationCache":
+        view = copy.copy(self)
+        view.cache_dict = {**self.cache_dict, "hook_embed": self["blocks.0.hook_resid_pre"]}
+        view.has_embed, view.has_pos_embed = True, False
+        return view
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise NotImplementedError(f"{what} is not exact on a multimodal cache; use {instead}")

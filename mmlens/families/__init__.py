@@ -1,0 +1,16 @@
+"""One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
+
+from mmlens.families import llava
+from mmlens.families.family import Family, UnsupportedModel
+
+FAMILIES: dict[str, Family] = {llava.FAMILY.model_type: llava.FAMILY}
+
+
+def family_of(model_type: str) -> Family:
+    """Return the family of a transformers `model_type`. Raises UnsupportedModel for one that mmlens does not know."""
+    if model_type not in FAMILIES:
+        raise UnsupportedModel(f"mmlens knows the model types {', '.join(sorted(FAMILIES))}; this model is a {model_type!r}")
+    return FAMILIES[model_type]
+
+
+__all__ = ["FAMILIES", "Family", "UnsupportedModel", "family_of"]

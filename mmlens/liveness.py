@@ -1,0 +1,145 @@
+"""What is known about hook points: which never fire, which fire too late for an edit, and what to use instead."""
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from mmlens.families import Family
+
+# With transformers' own attention, TransformerLens' re-implementation and its opt-in points have nothing to fire them.
+DEAD_WITH_NATIVE_ATTENTION = {
+    "*.attn.hook_result": "attn.hook_z, times W_O",
+    "*hook_q_input": "attn.hook_q",
+    "*hook_k_input": "attn.hook_k",
+    "*hook_v_input": "attn.hook_v",
+    "blocks.*.hook_attn_in": "ln1.hook_out",
+    "*.attn.hook_attn_in": "attn.hook_in",
+    "blocks.*.hook_mlp_in": "hook_resid_mid",
+    "*.attn.hook_rot_?": "attn.hook_q and attn.hook_k (before the rotation), or attn.hook_attn_scores",
+    "*.attn.hook_?_normed": "attn.hook_q and attn.hook_k",
+    "*.attn.hook_cos": "rotary_emb.hook_cos",
+    "*.attn.hook_sin": "rotary_emb.hook_sin",
+    "*.attn.hook_hidden_states": "attn.hook_out",
+    "hook_pos_embed": "rotary_emb.hook_cos and rotary_emb.hook_sin",
+}
+READ_ONLY = {"rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin"}
+
+
+class UnknownHook(KeyError):
+    """A hook name that this model does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class InertHook(ValueError):
+    """A hook on a point where it could do nothing: it never fires, or fires when the value was already used."""
+
+
+def lookup(name: str, table: dict[str, str]) -> str | None:
+    """Return what `table` (globs of hook names) says to use instead of `name`, or None where it says nothing."""
+    return next((instead for pattern, instead in table.items() if fnmatchcase(name, pattern)), None)
+
+
+def unknown(name: str, names: Iterable[str]) -> UnknownHook:
+    """Return the error for a name or glob that matches nothing, with the nearest names there are."""
+    near = get_close_matches(name, list(names), n=3, cutoff=0.6)
+    hint = f"; the nearest are {', '.join(near)}" if near else ""
+    return UnknownHook(f"this model has no hook point {name!r}{hint}. model.hook_names lists them all")
+
+
+def read_only(fn: Callable[..., Any], name: str, instead: str) -> Callable[..., Any]:
+    """Return `fn`, raising InertHook if it edits: at `name` the model has already used the value."""
+
+    def guarded(activation: Tensor, hook: Any) -> None:
+        before = activation._version
+        edited = fn(activation, hook=hook)
+        if (edited is not None and edited is not activation) or activation._version != before:
+            raise InertHook(f"{name} can be read but not edited, the model does not use it: edit {instead} instead")
+
+    return guarded
+
+
+class Watch:
+    """Which hooks fired: a hook that no run reached did nothing, and its user must hear of it."""
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+        self.ran = self.media = False
+
+    def track(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `fn`, noting when it runs."""
+        self.waiting.add(name)
+
+        def tracked(activation: Tensor, hook: Any) -> Any:
+            self.waiting.discard(name)
+            return fn(activation, hook=hook)
+
+        return tracked
+
+    def check(self) -> None:
+        """Raise InertHook where the model ran and a hook did not (a tower's hook may rest where there was no picture)."""
+        silent = {name for name in self.waiting if self.media or not name.startswith(("vision.", "projector."))}
+        if self.ran and silent:
+            raise InertHook(f"no run reached the hook point(s) {', '.join(sorted(silent)[:4])}: these hooks did nothing")
+
+
+def reach_skip_path(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return `fn` for `hook_resid_mid`, and what to run at `hook_resid_post` so that the skip path gets its edit too.
+
+    TransformerLens' point is the MLP's input only: a returned tensor would leave the skip path as it was.
+    """
+    delta: list[Tensor] = []
+
+    def edit(activation: Tensor, hook: Any) -> Any:
+        edited = fn(activation, hook=hook)
+        if edited is not None and edited is not activation:
+            delta.append(edited - activation)
+        return edited
+
+    def repair(activation: Tensor, hook: Any) -> Tensor | None:
+        return activation + delta.pop() if delta else None
+
+    return edit, repair
+
+
+def hook_points(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict[str, str], dict[str, str]]:
+    """Return hook points by our name, our name by every spelling, and TransformerLens' own name by ours."""
+
+    def ours(name: str) -> str:
+        beginning = next((old for old in family.renames if name.startswith(old)), None)
+        return name if beginning is None else family.renames[beginning] + name[len(beginning) :]
+
+    spellings: dict[int, list[str]] = {}
+    hook_dict = bridge.hook_dict
+    for name, point in hook_dict.items():
+        spellings.setdefault(id(point), []).append(name)
+    points: dict[str, HookPoint] = {}
+    canonical: dict[str, str] = {}
+    raw: dict[str, str] = {}
+    for names in spellings.values():
+        name = ours(names[-1])
+        if name.endswith(".ln2.hook_in"):
+            name = name.replace("ln2.hook_in", "hook_resid_mid")
+        points[name], raw[name] = hook_dict[names[0]], names[0]
+        canonical |= {spelling: name for old in names for spelling in (old, ours(old))} | {name: name}
+    return points, canonical, raw
+
+
+def unread_blocks(family: Family, config: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return a table of the points in a tower behind what the model reads from it: there, edits come too late.
+
+    transformers records a block's output inside the block, so the last block's own `hook_resid_post` is too late as well.
+    """
+    table: dict[str, str] = {}
+    for module, live in family.live_layers(config).items():
+        for name in names:
+            if name.startswith(f"{module}.blocks."):
+                layer, point = name.split(".")[2:4]
+                if int(layer) >= live or (int(layer) == live - 1 and point in ("hook_resid_post", "hook_resid_mid")):
+                    table[name] = "projector.hook_in"
+    return table

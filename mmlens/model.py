@@ -1,0 +1,395 @@
+"""A multimodal model whose every activation can be read and edited. The only file that drives TransformerBridge."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from mmlens import attention, liveness
+from mmlens.cache import ActivationCache
+from mmlens.families import family_of
+from mmlens.hooks import Hook, feed, neuron_hook
+from mmlens.inputs import Inputs, Row, images_per_row
+from mmlens.organisms import CHECKPOINTS
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote: `tokens` [batch, prompt + new], and the new `text` of each row."""
+
+    tokens: Int[Tensor, "batch pos"]
+    text: list[str]
+
+
+class HookedMLLM:
+    """A multimodal language model with hooks, made from a transformers model and its processor.
+
+    Hook names are TransformerLens' own in the language model, and `vision.blocks.{layer}.*`, `projector.hook_in/out`
+    elsewhere; `hook_names` lists them. TransformerLens' bridge is `bridge`, the transformers model `hf_model`.
+    """
+
+    def __init__(self, hf_model: nn.Module, processor: Any, *, name: str = "unnamed", revision: str | None = None) -> None:
+        config: Any = hf_model.config
+        family = family_of(config.model_type)
+        family.check(config)
+        ArchitectureAdapterFactory.register_adapter(family.architecture, family.adapter)
+        self.hf_model: Any = hf_model.eval()
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        padding_side = self.tokenizer.padding_side
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # aliases of optional parts that this model lacks
+            self.bridge = build_bridge_from_module(
+                hf_model, family.architecture, hf_config=config, tokenizer=self.tokenizer, model_name=name
+            )
+        self.tokenizer.padding_side = padding_side
+        self.bridge.processor = processor
+        self.name, self.revision, self.family = name, revision, family
+        self._points, self._canonical, self._raw = liveness.hook_points(self.bridge, family)
+        self._read_only = liveness.READ_ONLY | family.read_only | liveness.unread_blocks(family, config, self._points)
+        self._watchers: list[liveness.Watch] = []
+        self._use_our_attention()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> "HookedMLLM":
+        """Return the model "pictoworld", "pictoworld-frozen", in a local folder, or of a hub id, ready to be hooked.
+
+        A local folder needs no network. `device` is the GPU where there is one, `dtype` what the weights are stored in.
+        Raises FileNotFoundError for a folder that is no model, UnsupportedModel for an architecture we do not know.
+        """
+        path = CHECKPOINTS.get(str(name_or_folder), Path(name_or_folder))
+        local = path.is_dir()
+        if local and not (path / "config.json").is_file():
+            raise FileNotFoundError(f"a model folder holds a config.json, {path} does not")
+        if not local and (path.is_absolute() or str(name_or_folder).startswith((".", "~")) or len(path.parts) > 2):
+            raise FileNotFoundError(f"no model folder at {path}")
+        source: dict[str, Any] = dict(
+            pretrained_model_name_or_path=str(path), local_files_only=local, revision=revision or "main"
+        )
+        family_of(AutoConfig.from_pretrained(**source).model_type)
+        model: Any = AutoModelForImageTextToText.from_pretrained(**source, dtype=dtype or "auto", attn_implementation="sdpa")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        processor = AutoProcessor.from_pretrained(**source)
+        commit = getattr(model.config, "_commit_hash", None)
+        return cls(model.to(device), processor, name=str(name_or_folder), revision=commit)
+
+    # ---------------------------------------------------------------- inputs
+
+    def to_inputs(
+        self,
+        text: str | Sequence[str],
+        *,
+        images: Any = None,
+        audio: Any = None,
+        videos: Any = None,
+        chat: bool = False,
+        answer: str | Sequence[str] = "",
+    ) -> Inputs:
+        """Return text and media as the model reads them, left-padded where there are several rows.
+
+        `images`: one image (PIL, array or file), a list for a single text, or one entry (image, list or None) per text.
+        `chat=True` wraps each text as one user turn in the processor's chat template. `answer` is put behind the prompt,
+        tokenized on its own, as generation would continue it. A placeholder missing from the text is inserted where the
+        family's convention has it. Raises ValueError where texts, media and placeholders do not match.
+        """
+        if audio is not None or videos is not None:
+            raise ValueError(
+                f"a {self.family.model_type} model takes images, got {'audio' if audio is not None else 'videos'}"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        per_row = images_per_row(images, len(texts), single=isinstance(text, str))
+        answers = [answer] * len(texts) if isinstance(answer, str) else list(answer)
+        if len(answers) != len(texts):
+            raise ValueError(f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s)")
+        rows = [self._row(*row, chat=chat) for row in zip(texts, per_row, answers, strict=True)]
+        pad = self.tokenizer.pad_token_id
+        inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
+        return inputs.to(self.device)
+
+    def _row(self, text: str, images: list[Image.Image], answer: str, *, chat: bool) -> Row:
+        if not text.strip() and not images:
+            raise ValueError("an input holds text or an image, got an empty text and no image")
+        if chat:
+            if not getattr(self.processor, "chat_template", None):
+                raise ValueError(f"{self.name} has no chat template: leave chat out and write the whole prompt yourself")
+            content = [{"type": "image"}] * len(images) + [{"type": "text", "text": text}]
+            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        row = self.family.encode(self.processor, text, images)
+        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+        return replace(
+            row,
+            tokens=row.tokens + ids,
+            modality=row.modality + ["text"] * len(ids),
+            medium=row.medium + [-1] * len(ids),
+            answer=len(ids),
+        )
+
+    # ---------------------------------------------------------------- running
+
+    def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
+        """Return the logits of every position."""
+        self._note_run(inputs)
+        return self.hf_model(**inputs.kwargs(), **_positions(inputs.attention_mask), use_cache=False).logits
+
+    def run_with_cache(
+        self, inputs: Inputs, names_filter: NamesFilter = None, *, fwd_hooks: Sequence[Hook] = ()
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+        """Return the logits, and the activations whose names match: exact names, globs, or a predicate of our names.
+
+        None is every point that fires except attention patterns and scores, which would turn SDPA off: name those
+        (`"*.hook_pattern"`). Activations are detached, and seen after `fwd_hooks`. Raises UnknownHook for a name that
+        matches nothing.
+        """
+        cached: dict[str, Tensor] = {}
+        hooks = [(name, feed(_keep(cached, name))) for name in self._select(names_filter)]
+        must_fire = names_filter is not None and not callable(names_filter)
+        with self.hooks(fwd_hooks=fwd_hooks), self.hooks(fwd_hooks=hooks, must_fire=must_fire):
+            logits = self(inputs)
+        return logits, ActivationCache(cached, self.bridge, inputs, self._canonical)
+
+    def run_with_hooks(
+        self, inputs: Inputs, *, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = ()
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Return the logits of a run with these hooks, which are gone afterwards, also when it raises.
+
+        `bwd_hooks` still fire when `backward` is called on what is returned.
+        """
+        with self.hooks(fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks):
+            return self(inputs)
+
+    def generate(
+        self, inputs: Inputs, *, max_new_tokens: int = 16, fwd_hooks: Sequence[Hook] = (), **options: Any
+    ) -> Generation:
+        """Return what the model writes after the prompt: greedy unless `options` (transformers' own) say otherwise.
+
+        Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
+        """
+        options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
+        with self.hooks(fwd_hooks=fwd_hooks), torch.no_grad():
+            self._note_run(inputs)
+            tokens = self.hf_model.generate(**inputs.kwargs(), max_new_tokens=max_new_tokens, **options)
+        new = tokens[:, inputs.tokens.shape[1] :]
+        return Generation(tokens, [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)])
+
+    @contextmanager
+    def hooks(
+        self, *, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), must_fire: bool = True
+    ) -> Iterator["HookedMLLM"]:
+        """Put hooks on for the length of a `with`; names may be globs (`"blocks.*.hook_resid_post"`).
+
+        Raises UnknownHook for a name that matches nothing, and InertHook for one on a point that never fires, for an
+        edit where the model would not see it, and, at the end, for a forward hook that no run reached (`must_fire`).
+        An edit at `hook_resid_mid` reaches the MLP and the skip path.
+        """
+        with ExitStack() as stack:
+            watch = liveness.Watch()
+            self._watchers.append(watch)
+            stack.callback(self._watchers.remove, watch)
+            for pattern, fn in fwd_hooks:
+                for name in self._resolve(pattern):
+                    self._attach(stack, name, watch.track(name, fn), "fwd")
+            for pattern, fn in bwd_hooks:
+                for name in self._resolve(pattern):
+                    if name.endswith("hook_resid_mid"):
+                        raise liveness.InertHook(
+                            f"a gradient at {name} would miss the skip path; the gradient at "
+                            f"{name.replace('resid_mid', 'attn_out')} is the whole one"
+                        )
+                    self._attach(stack, name, fn, "bwd")
+            yield self
+            if must_fire:
+                watch.check()
+
+    def _attach(self, stack: ExitStack, name: str, fn: Any, direction: Any) -> None:
+        """Put `fn` on the hook point `name` until `stack` unwinds; it sees `name` as `hook.name`."""
+        instead = liveness.lookup(name, self._read_only)
+        if instead is not None and direction == "fwd":
+            fn = liveness.read_only(fn, name, instead)
+        if name.endswith("hook_resid_mid") and direction == "fwd":
+            fn, repair = liveness.reach_skip_path(fn)
+            self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
+        self._put(stack, name, fn, direction)
+
+    def _put(self, stack: ExitStack, name: str, fn: Any, direction: Any, *, prepend: bool = False) -> None:
+        point = self._points[name]
+        handle = point.add_hook(fn, dir=direction, alias_names=[name], prepend=prepend)
+        kept = point.fwd_hooks if direction == "fwd" else point.bwd_hooks
+        stack.callback(lambda: kept.__setitem__(slice(None), [other for other in kept if other is not handle]))
+        stack.callback(handle.hook.remove)
+
+    @contextmanager
+    def bind(self, *inputs: Inputs) -> Iterator[Any]:
+        """Yield the bridge for TransformerLens' own tools, with the media of `inputs` bound to their tokens.
+
+        A tool calls the bridge with tokens; the bound inputs with those tokens are what runs. Works under it:
+        `transformer_lens.patching.get_act_patch_*` (resid, attn_out, mlp_out, heads, patterns), node attribution
+        patching, `logit_lens`, `run_with_cache` and `run_with_hooks`. Refused by TransformerLens on native attention: edge
+        attribution, direct path patching, `hook_result` and split q/k/v inputs. Raises ValueError for two inputs with the
+        same tokens and different media (bind one at a time: run the clean one with `model.run_with_cache` before, and bind
+        the corrupted one), and, inside, for tokens that were not bound.
+        """
+        bound: dict[tuple[int, ...], Inputs] = {}
+        for one in inputs:
+            key = tuple(one.tokens.flatten().tolist())
+            if key in bound and bound[key].digest() != one.digest():
+                raise ValueError(
+                    "bound inputs are told apart by their tokens, and two of these have the same tokens with different "
+                    "media: bind one at a time (run the clean one with model.run_with_cache first, then bind the corrupted)"
+                )
+            bound[key] = one
+        plain = type(self.bridge).forward
+
+        def forward(input: Any, *args: Any, **kwargs: Any) -> Any:
+            key = tuple(input.flatten().tolist()) if isinstance(input, Tensor) and not input.is_floating_point() else None
+            if key is None or key not in bound:
+                raise ValueError(
+                    "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
+                )
+            rest = {name: value for name, value in bound[key].kwargs().items() if name != "input_ids"}
+            return plain(self.bridge, input, *args, **{**rest, **kwargs})
+
+        object.__setattr__(self.bridge, "forward", forward)
+        try:
+            yield self.bridge
+        finally:
+            self.bridge.__dict__.pop("forward", None)
+
+    # ---------------------------------------------------------------- names and weights
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The name of every hook point that fires, one per point, in the order of the model."""
+        return [name for name in dict.fromkeys(self._canonical.values()) if self._dead(name) is None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model's embedding lies, and so where inputs go."""
+        return self.hf_model.get_input_embeddings().weight.device
+
+    @property
+    def cfg(self) -> Any:
+        """TransformerLens' configuration of the language model: n_layers, d_model, n_heads, d_head, d_vocab, ..."""
+        return self.bridge.cfg
+
+    @cached_property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """How many neurons each layer of each module has."""
+        widths: dict[str, tuple[int, ...]] = {}
+        for module in ("language", "vision", "projector"):
+            depth = 1 if module == "projector" else sum(neuron_hook(module, l, "post") in self._points for l in range(1000))
+            widths[module] = tuple(self.W_out(layer, module).shape[0] for layer in range(depth))
+        return widths
+
+    def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
+        """Return the output weights of a layer's neurons, a row each, as a view of the model's own."""
+        name = neuron_hook(module, layer, "post")
+        if name not in self._points:
+            raise KeyError(f"{self.name} has no neurons in layer {layer} of {module!r}")
+        linear: Any = self.bridge.get_submodule(self._raw[name].rpartition(".")[0]).original_component
+        return linear.weight.T
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The unembedding, as a view of the model's own weights."""
+        return self.hf_model.get_output_embeddings().weight.T
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The token embedding, as a view of the model's own weights."""
+        return self.hf_model.get_input_embeddings().weight
+
+    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Return what the model would predict from `resid`: final norm, unembedding and, where there is one, soft cap.
+
+        No hook fires.
+        """
+        head = self.bridge.unembed.original_component
+        logits = head(self.bridge.ln_final.original_component(resid))
+        cap = getattr(self.cfg, "output_logits_soft_cap", 0.0) or 0.0
+        return torch.tanh(logits / cap) * cap if cap > 0 else logits
+
+    def to_token(self, word: str) -> int:
+        """Return the first token of `word`, as it would continue a prompt. Raises ValueError for an empty or unknown one."""
+        ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        if not ids or ids[0] == self.tokenizer.unk_token_id:
+            raise ValueError(f"{word!r} has no token in this model's vocabulary")
+        return ids[0]
+
+    def identity(self) -> dict[str, str | None]:
+        """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
+        sha = hashlib.sha256()
+        for name, weight in sorted(self.hf_model.state_dict().items()):
+            bits = torch.hash_tensor(weight.detach()) if weight.device.type != "meta" else "meta"
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().tolist()
+            sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}{bits}{sample}".encode())
+        return {"model": self.name, "revision": self.revision, "weights": sha.hexdigest()[:16]}
+
+    # ---------------------------------------------------------------- inside
+
+    def _use_our_attention(self) -> None:
+        for component in self.bridge.modules():
+            scores, pattern = getattr(component, "hook_attn_scores", None), getattr(component, "hook_pattern", None)
+            module = getattr(component, "original_component", None)
+            if isinstance(scores, HookPoint) and isinstance(pattern, HookPoint) and module is not None:
+                attention.attach(module, scores, pattern)
+        self.hf_model.set_attn_implementation(attention.NAME)
+
+    def _dead(self, name: str) -> str | None:
+        return liveness.lookup(name, self.family.dead | liveness.DEAD_WITH_NATIVE_ATTENTION)
+
+    def _resolve(self, pattern: str) -> list[str]:
+        """Return our names of the hook points that `pattern` (one name in any spelling, or a glob of ours) stands for."""
+        if pattern in self._canonical:
+            name = self._canonical[pattern]
+            if (instead := self._dead(name)) is not None:
+                raise liveness.InertHook(f"{pattern} never fires in this model: use {instead}")
+            return [name]
+        matches = [name for name in self.hook_names if fnmatchcase(name, pattern)]
+        if not matches:
+            raise liveness.unknown(pattern, self._canonical)
+        return matches
+
+    def _select(self, names_filter: NamesFilter) -> list[str]:
+        if names_filter is None:
+            return [n for n in self.hook_names if not any(fnmatchcase(n, left_out) for left_out in LEFT_OUT)]
+        if callable(names_filter):
+            return [name for name in self.hook_names if names_filter(name)]
+        patterns = [names_filter] if isinstance(names_filter, str) else names_filter
+        return list(dict.fromkeys(name for pattern in patterns for name in self._resolve(pattern)))
+
+    def _note_run(self, inputs: Inputs) -> None:
+        for watch in self._watchers:
+            watch.ran, watch.media = True, watch.media or bool(inputs.tower)
+
+
+def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
+    return lambda activation, hook: cached.__setitem__(name, activation.detach())
+
+
+def _positions(mask: Tensor) -> dict[str, Tensor]:
+    """Return positions counted from each row's first real token where there is padding, as `generate` counts them."""
+    return {} if bool(mask.all()) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}

@@ -1,0 +1,179 @@
+"""Saving and loading any result: one safetensors file, whose header holds the rest as JSON, and where it came from."""
+
+import dataclasses
+import json
+import os
+import warnings
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "mmlens-1"
+PACKAGES = ("mmlens", "torch", "transformers", "transformer-lens", "numpy")
+S = TypeVar("S", bound="Storable")
+
+
+@runtime_checkable
+class HasIdentity(Protocol):
+    """A model that can say which one it is: its name, its revision and a hash of its weights."""
+
+    def identity(self) -> dict[str, str | None]:
+        """Return `model`, `revision` and `weights`."""
+        ...
+
+
+class Storable:
+    """A frozen dataclass of tensors, numbers, text and other storables that saves to one file and loads from it."""
+
+    _known: ClassVar[dict[str, type["Storable"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Storable._known[cls.__name__] = cls
+
+    def save(self, path: str | Path) -> Path:
+        """Return `path` (ending .safetensors, added where it is missing), to which this was written whole or not at all.
+
+        Raises TypeError for a field that holds something else than tensors, numbers, text and storables.
+        """
+        path = _with_suffix(path)
+        tensors: dict[str, Tensor] = {}
+        header = {"format": FORMAT, "value": json.dumps(_encode(self, tensors, type(self).__name__))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls: type[S], path: str | Path, *, model: HasIdentity | None = None) -> S:
+        """Return what was saved at `path`; with `model`, warn where it was made with other weights.
+
+        Raises FileNotFoundError, and ValueError for a file that is damaged, not ours, or holds another kind of thing.
+        """
+        path = _with_suffix(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no saved result at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}): save the result again") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"a saved result says format {FORMAT!r} in its header, {path} says {header.get('format')!r}")
+        value = _decode(json.loads(header["value"]), tensors)
+        if not isinstance(value, cls):
+            raise ValueError(
+                f"{path} holds a {type(value).__name__}, not a {cls.__name__}: call {type(value).__name__}.load"
+            )
+        provenance = getattr(value, "provenance", None)
+        if model is not None and isinstance(provenance, Provenance):
+            provenance.warn_unless(model)
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance(Storable):
+    """Which model, inputs, parameters, seed and versions a result was made with."""
+
+    model: str
+    revision: str | None
+    weights: str
+    inputs: tuple[str, ...]
+    parameters: dict[str, Any]
+    seed: int | None
+    versions: dict[str, str]
+    created: str
+
+    @classmethod
+    def record(
+        cls, model: HasIdentity, inputs: tuple[str, ...], *, seed: int | None = None, **parameters: Any
+    ) -> "Provenance":
+        """Return the provenance of a result being made now. Parameters are kept as numbers, text or their `repr`."""
+        identity = model.identity()
+        return cls(
+            model=str(identity["model"]),
+            revision=identity["revision"],
+            weights=str(identity["weights"]),
+            inputs=inputs,
+            parameters={key: _plain(value) for key, value in parameters.items()},
+            seed=seed,
+            versions={package: version(package) for package in PACKAGES},
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def warn_unless(self, model: HasIdentity) -> None:
+        """Warn where `model` has other weights than the one that this came from."""
+        identity = model.identity()
+        if identity["weights"] != self.weights:
+            warnings.warn(
+                f"this result was made with {self.model} (weights {self.weights}); the model beside it is "
+                f"{identity['model']} (weights {identity['weights']}): do not mix their numbers",
+                stacklevel=3,
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Storable):
+    """What an analysis returns: tensors and how they came about."""
+
+    provenance: Provenance
+
+
+def _with_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return repr(value)
+
+
+def _encode(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """Return `value` as JSON; tensors go to `tensors` under their path."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, Storable):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}  # pyright: ignore
+        return {
+            "is": type(value).__name__,
+            "fields": {k: _encode(v, tensors, f"{path}.{k}") for k, v in fields.items()},
+        }
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, tensors, f"{path}.{i}") for i, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_encode(item, tensors, f"{path}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{path}: only dictionaries with text keys can be saved, got keys {list(value)[:3]}")
+        return {"dict": {key: _encode(item, tensors, f"{path}.{key}") for key, item in value.items()}}
+    raise TypeError(f"{path} is a {type(value).__name__}: only tensors, numbers, text and storables can be saved")
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "tuple" in value:
+        return tuple(_decode(item, tensors) for item in value["tuple"])
+    if "dict" in value:
+        return {key: _decode(item, tensors) for key, item in value["dict"].items()}
+    if value["is"] not in Storable._known:
+        raise ValueError(f"this file holds a {value['is']}, which this version of mmlens does not know")
+    return Storable._known[value["is"]](**{key: _decode(item, tensors) for key, item in value["fields"].items()})
