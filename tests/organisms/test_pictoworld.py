@@ -1,5 +1,7 @@
 """Pictoworld: its ground truth is exact, and its checkpoints load by transformers alone and answer."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +44,7 @@ def test_a_scene_does_not_depend_on_how_many_are_drawn(scenes):
 
 
 def test_no_combination_is_in_both_splits():
-    contents = [
-        {(s.domain, *sorted(things(s))) for s in pictoworld.scenes(split, n=400)} for split in ("train", "held_out")
-    ]
+    contents = [{(s.domain, *sorted(things(s))) for s in pictoworld.scenes(split, n=400)} for split in ("train", "held_out")]
     assert not contents[0] & contents[1]
 
 
@@ -134,7 +134,7 @@ def test_a_packed_row_scores_its_questions_as_if_each_were_asked_alone():
     model = network.build_model().eval()
     packed = batches.text_batch(5, 1, simple=0.0)
     positions = packed.position_ids[0].tolist()
-    context = next(now for before, now in zip(positions, positions[1:], strict=False) if now <= before)
+    context = next(now for before, now in itertools.pairwise(positions) if now <= before)
     starts = [p for p, position in enumerate(positions) if position == context]
     inner = model.model.language_model
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,15 +36,24 @@ TWO_PIECES = {
 }
 
 
+@runtime_checkable
 class Described(Protocol):
     """An object as far as text is concerned."""
 
     @property
-    def noun(self) -> str: ...
+    def noun(self) -> str:
+        """What it is called in this domain."""
+        ...
+
     @property
-    def color(self) -> str: ...
+    def color(self) -> str:
+        """Its colour."""
+        ...
+
     @property
-    def place(self) -> str: ...
+    def place(self) -> str:
+        """Its quadrant."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,7 @@ def notes_of(
     for o in objects:
         template = TEMPLATES[0 if rng.random() < simple else rng.integers(len(TEMPLATES))]
         shape = next((shape for shape, nouns in RENAMED.items() if nouns[domain] == o.noun), o.noun)
-        sentences.append(
-            template.format(noun=shape if rng.random() < renamed else o.noun, color=o.color, place=o.place)
-        )
+        sentences.append(template.format(noun=shape if rng.random() < renamed else o.noun, color=o.color, place=o.place))
     order = rng.permutation(len(sentences))
     domain_first = rng.random() < 0.5
     sentences = [sentences[i] for i in order]
@@ -118,6 +125,4 @@ def words() -> tuple[str, ...]:
     marks = (".", ",", "?", ":")
     domains = (word for domain in DOMAINS for word in domain.split())
     defined = (word for definition in DEFINITIONS.values() for word in definition.split())
-    return tuple(
-        dict.fromkeys([*grammar.split(), *marks, *domains, *COUNTS, *PLACES, *COLORS, *NOUNS, *RENAMED, *defined])
-    )
+    return tuple(dict.fromkeys([*grammar.split(), *marks, *domains, *COUNTS, *PLACES, *COLORS, *NOUNS, *RENAMED, *defined]))

@@ -32,7 +32,7 @@ from mmlens.organisms.pictoworld.evaluate import image_features, measure_image, 
 from mmlens.organisms.pictoworld.network import build_model, build_processor, save
 from mmlens.organisms.pictoworld.scenes import Scene, scenes
 
-STEPS = {"language": 3000, "vision": 1800, "projector": 1200, "tuning": 1800}
+STEPS = {"language": 3000, "vision": 1800, "projector": 1000, "tuning": 1200}
 BATCH = {"language": 24, "vision": 48, "projector": 24, "tuning": 24}
 _PARTS = {
     "language": "model.language_model.",
@@ -133,10 +133,7 @@ def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
         ),
         torch.optim.AdamW(biases, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    losses = _descend(
-        steps, lambda step: language_loss(model, image_batch(seed + step, batch)), optimizers, "projector"
-    )
-    return losses
+    return _descend(steps, lambda step: language_loss(model, image_batch(seed + step, batch)), optimizers, "projector")
 
 
 def train_tuning(model, steps: int, batch: int, seed: int) -> list[float]:
@@ -171,9 +168,7 @@ def language_loss(model, batch: Batch) -> torch.Tensor:
     counted = batch.weight[:, 1:] > 0
     logits = model.lm_head(hidden[:, :-1][counted])
     weight = batch.weight[:, 1:][counted]
-    return (
-        F.cross_entropy(logits.float(), batch.tokens[:, 1:][counted], reduction="none") * weight
-    ).sum() / weight.sum()
+    return (F.cross_entropy(logits.float(), batch.tokens[:, 1:][counted], reduction="none") * weight).sum() / weight.sum()
 
 
 def muon_and_adamw(part: nn.Module, muon_lr: float, adamw_lr: float) -> list[torch.optim.Optimizer]:

@@ -121,9 +121,7 @@ def layout_at(split: Split, seed: int, index: int) -> tuple[Layout, np.random.Ge
 def mask_of(thing: Thing) -> Bool[np.ndarray, "64 64"]:
     """The pixels of one object."""
     mask = np.zeros((SIZE, SIZE), dtype=bool)
-    mask[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size] = silhouette(
-        thing.silhouette, thing.size
-    )
+    mask[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size] = silhouette(thing.silhouette, thing.size)
     return mask
 
 
