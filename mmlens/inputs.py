@@ -12,13 +12,15 @@ from jaxtyping import Bool, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mmlens.results import Storable
+
 Modality = Literal["text", "special", "image", "video", "audio", "pad"]
 MODALITIES: tuple[Modality, ...] = ("text", "special", "image", "video", "audio", "pad")
 MEDIA: tuple[Modality, ...] = ("image", "video", "audio")
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Storable):
     """Where the positions of one image lie on it: `rows` x `columns`, row by row, over `region` of the image.
 
     `region` is (left, top, right, bottom) in pixels of the original image: the part that the tower saw, which a

@@ -339,6 +339,11 @@ class HookedMLLM:
             raise ValueError(f"{word!r} has no token in this model's vocabulary")
         return ids[0]
 
+    def to_str_tokens(self, tokens: Int[Tensor, " pos"]) -> list[str]:
+        """Return each token as text; a leading space of the tokenizer's own spelling is shown as a space."""
+        pieces = self.tokenizer.convert_ids_to_tokens(tokens.tolist())
+        return [piece.replace("\u2581", " ").replace("\u0120", " ") for piece in pieces]
+
     def identity(self) -> dict[str, str | None]:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
         sha = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Tiny random models of every supported family: real transformers classes, saved as real folders, no downloads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def tiny(family: str, folder: str | Path, *, seed: int = 0, **changes: Any) -> P
     return folder
 
 
-def tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Return a whitespace tokenizer over `words` with <s>, </s>, <pad>, <unk> and <image>, that prepends <s>."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
     vocab = {token: index for index, token in enumerate([*special, *words])}

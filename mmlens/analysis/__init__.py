@@ -1,1 +1,23 @@
 """One file, one idea: an analysis takes a model and inputs and returns one frozen result."""
+
+from mmlens.analysis.ablation import AblationCurve, ablation_curve
+from mmlens.analysis.attribution import Attribution, grad_x_activation
+from mmlens.analysis.decoding import Decoding, decode
+from mmlens.analysis.fields import ReceptiveField, receptive_field
+from mmlens.analysis.logit_lens import LogitLens, logit_lens
+from mmlens.analysis.patching import Patching, activation_patching
+
+__all__ = [
+    "AblationCurve",
+    "Attribution",
+    "Decoding",
+    "LogitLens",
+    "Patching",
+    "ReceptiveField",
+    "ablation_curve",
+    "activation_patching",
+    "decode",
+    "grad_x_activation",
+    "logit_lens",
+    "receptive_field",
+]
