@@ -93,7 +93,8 @@ sentence about the domain turns into a noun.
 ## Training
 
 `python -m mmlens.organisms.pictoworld.train`, on $machine (torch $torch, transformers $transformers), seed
-$training_seed, bfloat16 autocast, weights float32. The whole log is `training.jsonl`, beside the checkpoints' folders.
+$training_seed, bfloat16 autocast, weights float32. The whole log is `training.jsonl`.
+Minutes are wall time on a machine that did other work as well; the first two stages can run side by side.
 
 $stages
 
@@ -102,8 +103,9 @@ colour in $color of cases.
 
 ## What to know before using it
 
-- **The vision tower was trained on labels, not by self-supervision.** Its classes were the silhouettes, that is, but
-  for the two renamed ones, the nouns themselves. That visual features line up with nouns is therefore built in.
+- **The vision tower was trained on labels, not by self-supervision.** Its patch classes were the silhouettes,
+  that is, but for the two renamed ones, the nouns themselves, the domain for background patches, and the colours. That
+  visual features line up with nouns, colours and domains is therefore built in.
 - The world is tiny and closed: any word outside the vocabulary is unknown, any other kind of image is noise to it.
 - It was trained on the five prompts above only. It was not taught the colour of a given noun, nor yes or no questions.
 - Input and output embeddings are tied, so what the projector writes can be decodable before the first layer.
@@ -122,7 +124,7 @@ def write_card(folder: Path, *, n: int = 400, seed: int = 0) -> None:
     measurements = {"checkpoint": folder.name, "split": "held_out", "scenes": n, "seed": seed, "exact_match": rates}
     measurements["patch_probe"] = probe
     (folder / "measurements.json").write_text(json.dumps(measurements, indent=1) + "\n")
-    entries = [json.loads(line) for line in (folder.parent / "training.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     stages = {entry["stage"]: entry for entry in entries}
     last = stages[_STAGES[folder.name][-1]]
     card = _CARD.substitute(

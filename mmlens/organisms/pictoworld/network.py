@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -77,7 +78,11 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
     """The untrained model, initialised as its training needs it."""
     torch.manual_seed(seed)
     tokens = vocabulary()
-    special = {"pad_token_id": tokens["<pad>"], "bos_token_id": tokens["<s>"], "eos_token_id": tokens["</s>"]}
+    special: dict[str, Any] = {
+        "pad_token_id": tokens["<pad>"],
+        "bos_token_id": tokens["<s>"],
+        "eos_token_id": tokens["</s>"],
+    }
     text = LlamaConfig(
         vocab_size=len(tokens),
         hidden_size=_WIDTH,
@@ -126,7 +131,7 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     build_processor().save_pretrained(folder)
 
 
-def _initialise_attention(attention: nn.Module) -> None:
+def _initialise_attention(attention: Any) -> None:
     # Mimetic initialisation (Trockman and Kolter 2023): queries and keys agree, values and outputs nearly undo each
     # other. Without it the lookups (which object is red?) stay at the level of guessing in the time there is.
     for head in range(_HEADS):
@@ -137,7 +142,7 @@ def _initialise_attention(attention: nn.Module) -> None:
     attention.o_proj.weight.copy_(0.12 * attention.v_proj.weight.T)
 
 
-def _initialise_previous_token_heads(layers: nn.ModuleList) -> None:
+def _initialise_previous_token_heads(layers: Any) -> None:
     # A query bias b and a key bias that is b rotated by `offset` positions score highest where the key stands
     # `offset` before the query. Only the fast rotary frequencies tell neighbours apart, so only they are set.
     dim = _WIDTH // _HEADS

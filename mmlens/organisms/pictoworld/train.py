@@ -1,6 +1,7 @@
 """Trains both checkpoints: `python -m mmlens.organisms.pictoworld.train [--out DIR] [--steps N] [--only STAGE]`.
 
-Four stages, each of which writes its weights to OUT/work and is skipped if they are there:
+Four stages, each of which writes its weights to OUT/work, logs to OUT/work/training.jsonl, and is skipped if its weights
+are there:
 
 language    the language model, on text alone
 vision      the vision tower, on the class of every patch (supervised; no words)
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -75,7 +77,9 @@ def train(
         accuracy = stage_accuracy(model, stage, held_out)
         _log(out, {"stage": stage, **plan, "seconds": seconds, "losses": losses, "accuracy": accuracy})
         if stage in ("projector", "tuning"):
-            save(model, out / ("pictoworld-frozen" if stage == "projector" else "pictoworld"))
+            folder = out / ("pictoworld-frozen" if stage == "projector" else "pictoworld")
+            save(model, folder)
+            shutil.copy(out / "work" / "training.jsonl", folder)
         state = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith(_PARTS.get(stage, "model."))}
         save_file(state, weights)
 
@@ -117,7 +121,7 @@ def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
     projector = model.model.multi_modal_projector
     model.requires_grad_(False)
     with torch.no_grad():
-        spread = image_features(model, image_batch(seed - 1, 64).pixels).std().item()
+        spread = image_features(model, patch_batch(seed - 1, 64)[0]).std().item()
         embeddings = model.get_input_embeddings().weight.std().item()
         nn.init.orthogonal_(projector.linear_1.weight, 1 / spread)
         nn.init.orthogonal_(projector.linear_2.weight, 10 * embeddings)
@@ -237,7 +241,7 @@ def _log(out: Path, entry: dict) -> None:
         "machine": f"{_processor_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
     }
-    with open(out / "training.jsonl", "a") as log:
+    with open(out / "work" / "training.jsonl", "a") as log:
         log.write(json.dumps(entry | machine) + "\n")
 
 

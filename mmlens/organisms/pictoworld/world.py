@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ SIZE = 64
 PATCH = 8
 DOMAINS = ("nature photo", "street photo", "document page", "satellite image", "medical scan")
 PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
-COLORS = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 175, 60),
     "blue": (50, 80, 225),
@@ -27,7 +28,7 @@ COLORS = {
     "cyan": (45, 210, 220),
     "brown": (145, 80, 25),
 }
-OWN = {
+OWN: dict[str, tuple[str, ...]] = {
     "nature photo": ("tree", "flower", "fish", "mushroom"),
     "street photo": ("car", "house", "lamppost", "bicycle"),
     "document page": ("envelope", "barcode", "table", "chart"),
@@ -36,7 +37,7 @@ OWN = {
 }
 SHARED = ("star", "triangle", "cross", "heart", "arrow")
 # The same pixels, another word in every domain: what the picture shows does not settle the noun, its domain does.
-RENAMED = {
+RENAMED: dict[str, dict[str, str]] = {
     "disc": dict(zip(DOMAINS, ("sun", "wheel", "stamp", "crater", "cell"), strict=True)),
     "wave": dict(zip(DOMAINS, ("snake", "cable", "signature", "river", "vessel"), strict=True)),
 }
@@ -186,4 +187,4 @@ def _medical(rng):
     return np.repeat(glow[..., None], 3, axis=2)
 
 
-_BACKGROUNDS = dict(zip(DOMAINS, (_nature, _street, _document, _satellite, _medical), strict=True))
+_BACKGROUNDS: dict[str, Callable] = dict(zip(DOMAINS, (_nature, _street, _document, _satellite, _medical), strict=True))
