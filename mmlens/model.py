@@ -307,7 +307,7 @@ class HookedMLLM:
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
         """Return the output weights of a layer's neurons, a row each, as a view of the model's own."""
         name = neuron_hook(module, layer, "post")
-        if name not in self._points:
+        if name not in self._points or (module == "projector" and layer):
             raise KeyError(f"{self.name} has no neurons in layer {layer} of {module!r}")
         linear: Any = self.bridge.get_submodule(self._raw[name].rpartition(".")[0]).original_component
         return linear.weight.T
@@ -348,9 +348,8 @@ class HookedMLLM:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
         sha = hashlib.sha256()
         for name, weight in sorted(self.hf_model.state_dict().items()):
-            bits = torch.hash_tensor(weight.detach()) if weight.device.type != "meta" else "meta"
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().tolist()
-            sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}{bits}{sample}".encode())
+            shape = f"{name}{tuple(weight.shape)}{weight.dtype}"
+            sha.update(shape.encode() + (_bits(weight.detach()) if weight.device.type != "meta" else b"meta"))
         return {"model": self.name, "revision": self.revision, "weights": sha.hexdigest()[:16]}
 
     # ---------------------------------------------------------------- inside
@@ -393,6 +392,12 @@ class HookedMLLM:
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
+
+
+def _bits(weight: Tensor) -> bytes:
+    """Return a hash of each row and each column of a weight: one of the whole would not see two numbers change places."""
+    table = weight.reshape(len(weight) if weight.ndim else 1, -1)
+    return b"".join(torch.hash_tensor(table, axis).cpu().numpy().tobytes() for axis in (0, 1))
 
 
 def _positions(mask: Tensor) -> dict[str, Tensor]:

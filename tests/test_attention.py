@@ -1,0 +1,177 @@
+"""Attention: transformers' own where nobody looks; scores and patterns that can be read and edited where somebody does."""
+
+import pytest
+import raw
+import torch
+from conftest import ask, leaves_no_hooks
+
+from mmlens import hooks
+
+MATRICES = [
+    "blocks.1.attn.hook_pattern",
+    "blocks.1.attn.hook_attn_scores",
+    "vision.blocks.0.attn.hook_pattern",
+    "vision.blocks.0.attn.hook_attn_scores",
+]
+
+
+@pytest.mark.parametrize("kind", ["one", "text", "padded", "mixed", "two"])
+@torch.no_grad()
+def test_logits_stay_the_same_when_every_pattern_and_score_is_read(model, plain, batches, kind):
+    inputs = batches[kind]
+    logits, cache = model.run_with_cache(inputs, ["*.hook_pattern", "*.hook_attn_scores"])
+    real = inputs.mask("all")
+    raw.same(logits[real], raw.logits(plain, inputs)[real])
+    assert len(cache) == 2 * (model.cfg.n_layers + (len(model.widths["vision"]) if inputs.tower else 0))
+
+
+@pytest.mark.parametrize("kind", ["one", "mixed"])
+@torch.no_grad()
+def test_patterns_and_scores_read_what_a_reference_attention_computes(model, reference, batches, kind):
+    inputs = batches[kind]
+    _, cache = model.run_with_cache(inputs, MATRICES)
+    _, truth = raw.attention_read(reference, inputs, MATRICES)
+    rows = inputs.mask("all")[:, None, :, None]
+    for name in MATRICES:
+        ours, theirs = cache[name], truth[name]
+        if not name.startswith("vision"):  # what padding attends to means nothing
+            ours, theirs = ours * rows, theirs * rows
+        visible = theirs > torch.finfo(theirs.dtype).min / 2
+        raw.same(ours[visible], theirs[visible])
+
+
+@torch.no_grad()
+def test_a_pattern_row_sums_to_one_and_sees_neither_the_future_nor_padding(model, batches):
+    inputs = batches["mixed"]
+    _, cache = model.run_with_cache(inputs, "blocks.*.attn.hook_pattern")
+    real, length = inputs.mask("all"), inputs.tokens.shape[1]
+    for pattern in cache.values():
+        rows = pattern.transpose(1, 2)[real]
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2]))
+        hidden = (~torch.ones(length, length).tril().bool())[None] | ~real[:, None]
+        assert not pattern.transpose(0, 1)[:, hidden & real[:, :, None]].any()
+
+
+@pytest.mark.parametrize("beside", [(), ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post")], ids=["alone", "beside"])
+@pytest.mark.parametrize("kind", ["one", "mixed"])
+@pytest.mark.parametrize("name", MATRICES)
+@torch.no_grad()
+def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attention(
+    model, reference, batches, name, kind, beside
+):
+    inputs = batches[kind]
+    shape = raw.attention_read(reference, inputs, [name])[1][name].shape
+    weights = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+    def change(matrix):
+        hidden = matrix < torch.finfo(matrix.dtype).min / 2
+        return torch.where(hidden, matrix, torch.cat([matrix[:, :1] * 0, (matrix * weights)[:, 1:]], dim=1))
+
+    others = [(other, hooks.feed(lambda activation, hook: None)) for other in beside]
+    ours = model.run_with_hooks(inputs, fwd_hooks=[*others, (name, lambda matrix, hook: change(matrix))])
+    truth = raw.attention_logits(reference, inputs, {name: change})
+    real = inputs.mask("all")
+    raw.same(ours[real], truth[real])
+    raw.differs(truth[real], raw.attention_logits(reference, inputs, {})[real])
+
+
+@pytest.mark.parametrize("heads", [[0], [1, 3]])
+@torch.no_grad()
+def test_zeroing_heads_of_a_pattern_equals_zeroing_what_they_hand_to_the_output_projection(model, plain, batches, heads):
+    inputs, real, width = batches["mixed"], batches["mixed"].mask("all"), model.cfg.d_head
+
+    def silence(z):
+        z = z.unflatten(-1, (-1, width)).clone()
+        z[:, :, heads] = 0
+        return z.flatten(-2)
+
+    ours = model.run_with_hooks(inputs, fwd_hooks=[("blocks.1.attn.hook_pattern", hooks.replace(0.0, heads=heads))])
+    truth = raw.logits(plain, inputs, {"blocks.1.attn.hook_z": silence})
+    raw.same(ours[real], truth[real])
+    raw.differs(truth[real], raw.logits(plain, inputs)[real])
+
+
+def test_gradients_at_patterns_and_scores_equal_those_of_a_reference_attention(model, reference, batches):
+    inputs = batches["mixed"]
+    truth_logits, seen = raw.attention_read(reference, inputs, MATRICES, retain=True)
+    truth_logits[:, -1].square().sum().backward()
+    ours = {}
+    keep = [(name, lambda grad, hook: ours.__setitem__(hook.name, grad.clone())) for name in MATRICES]
+    with leaves_no_hooks(model):
+        model.run_with_hooks(inputs, bwd_hooks=keep)[:, -1].square().sum().backward()
+    for name in MATRICES:
+        visible = torch.ones(()) if name.startswith("vision") else inputs.mask("all")[:, None, None, :]
+        raw.same(ours[name] * visible, seen[name].grad * visible)
+        assert seen[name].grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_knock_out_blocks_exactly_and_the_rest_of_a_row_sums_to_one(model, batches):
+    inputs = batches["mixed"]
+    queries, keys = inputs.last(), inputs.mask("image")
+    blocked = hooks.knock_out(queries, keys, layers=[1], heads=[0, 2])
+    _, cache = model.run_with_cache(inputs, "blocks.1.attn.hook_pattern", fwd_hooks=blocked)
+    _, before = model.run_with_cache(inputs, "blocks.1.attn.hook_pattern")
+    pattern, untouched = cache["blocks.1.attn.hook_pattern"], before["blocks.1.attn.hook_pattern"]
+    for row in range(len(inputs)):
+        assert (pattern[row, [0, 2], -1][:, keys[row]] == 0).all()
+        torch.testing.assert_close(pattern[row, :, -1].sum(-1), torch.ones(pattern.shape[1]))
+    assert (untouched[0, [0, 2], -1][:, keys[0]] > 0).any()
+    torch.testing.assert_close(pattern[:, [1, 3]], untouched[:, [1, 3]])
+    torch.testing.assert_close(pattern[:, :, :-1], untouched[:, :, :-1])
+
+
+@pytest.mark.parametrize("heads", [None, [1]])
+@torch.no_grad()
+def test_knock_out_equals_renormalising_a_reference_pattern(model, reference, batches, heads):
+    inputs, real = batches["mixed"], batches["mixed"].mask("all")
+    queries, keys = inputs.last(), inputs.mask("image")
+    gone = (queries[:, :, None] & keys[:, None, :])[:, None]
+
+    def renormalise(pattern):
+        kept = pattern.masked_fill(gone, 0)
+        kept = kept / kept.sum(-1, keepdim=True)
+        if heads is None:
+            return kept
+        return torch.stack([(kept if h in heads else pattern)[:, h] for h in range(pattern.shape[1])], dim=1)
+
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    ours = model.run_with_hooks(inputs, fwd_hooks=hooks.knock_out(queries, keys, heads=heads))
+    truth = raw.attention_logits(reference, inputs, dict.fromkeys(names, renormalise))
+    raw.same(ours[real], truth[real])
+    raw.differs(truth[real], raw.attention_logits(reference, inputs, {})[real], by=1e-4)
+
+
+@torch.no_grad()
+def test_knocking_out_nothing_changes_nothing(model, plain, batches):
+    inputs, real = batches["mixed"], batches["mixed"].mask("all")
+    nothing = torch.zeros_like(real)
+    for queries, keys in [(nothing, inputs.mask("image")), (inputs.last(), nothing)]:
+        logits = model.run_with_hooks(inputs, fwd_hooks=hooks.knock_out(queries, keys))
+        raw.same(logits[real], raw.logits(plain, inputs)[real])
+
+
+@torch.no_grad()
+def test_knock_out_refuses_to_leave_a_query_with_nothing(small):
+    inputs = ask(small, "mixed")
+    with leaves_no_hooks(small), pytest.raises(ValueError, match="nothing left to attend to"):
+        small.run_with_hooks(inputs, fwd_hooks=hooks.knock_out(inputs.last(), inputs.mask("all")))
+
+
+@torch.no_grad()
+def test_knock_out_refuses_masks_of_other_inputs(small):
+    inputs, other = ask(small, "one"), ask(small, "text")
+    with leaves_no_hooks(small), pytest.raises(ValueError, match="make it from the inputs of this run"):
+        small.run_with_hooks(inputs, fwd_hooks=hooks.knock_out(other.last(), other.mask("all")))
+
+
+@torch.no_grad()
+def test_knock_out_acts_at_prefill_only(small):
+    inputs, calls = ask(small, "one"), []
+    look = ("blocks.1.attn.hook_pattern", hooks.feed(lambda pattern, hook: calls.append(pattern)))
+    block = hooks.knock_out(inputs.last(), inputs.mask("image"))
+    small.generate(inputs, max_new_tokens=3, min_new_tokens=3, fwd_hooks=[*block, look])
+    image = inputs.mask("image")[0]
+    assert [pattern.shape[2] for pattern in calls] == [len(image), 1, 1]
+    assert (calls[0][0, :, -1][:, image] == 0).all()
+    assert (calls[1][0, :, -1][:, : len(image)][:, image] > 0).all()
