@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from pictures import picture
+
+from mmlens import Grid, Neurons
+from mmlens.analysis import receptive_field
+from mmlens.analysis.fields import upsample
+
+
+def bilinear(cells, height, width):
+    """Return the bilinear map of `cells` by a loop: a cell's value lies at its centre, edges repeat."""
+    rows, columns = cells.shape
+    out = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            r = np.clip((y + 0.5) * rows / height - 0.5, 0, rows - 1)
+            c = np.clip((x + 0.5) * columns / width - 0.5, 0, columns - 1)
+            r0, c0 = int(r), int(c)
+            r1, c1 = min(r0 + 1, rows - 1), min(c0 + 1, columns - 1)
+            top = cells[r0, c0] * (1 - (c - c0)) + cells[r0, c1] * (c - c0)
+            bottom = cells[r1, c0] * (1 - (c - c0)) + cells[r1, c1] * (c - c0)
+            out[y, x] = top * (1 - (r - r0)) + bottom * (r - r0)
+    return out
+
+
+def test_heat_between_positions_is_bilinear_and_nan_where_the_tower_saw_nothing():
+    values = torch.arange(6.0)[None]
+    grid = Grid(2, 3, (4.0, 0.0, 16.0, 8.0), (20, 8))
+    heat = upsample(values, grid)[0].numpy()
+    np.testing.assert_allclose(heat[:, 4:16], bilinear(values.numpy().reshape(2, 3), 8, 12), atol=1e-6)
+    assert np.isnan(heat[:, :4]).all() and np.isnan(heat[:, 16:]).all()
+
+
+def test_a_field_is_the_activation_at_the_image_positions_of_its_row_and_picture(small):
+    model, inputs, _ = small
+    neurons = Neurons.of([(0, 1), (2, 5)], model.widths)
+    found = receptive_field(model, inputs, neurons, row=1, sign=torch.tensor([1.0, -3.0]))
+    _, cache = model.run_with_cache(inputs, "blocks.*.mlp.hook_post")
+    here = inputs.mask("image:0")[1]
+    torch.testing.assert_close(found.activations[0], cache["post", 0][1, here, 1])
+    torch.testing.assert_close(found.activations[1], -cache["post", 2][1, here, 5])
+
+
+def test_the_mask_covers_five_percent_and_overlap_is_one_with_itself_and_zero_elsewhere(small):
+    model, inputs, _ = small
+    found = receptive_field(model, inputs, Neurons.of([(1, 7)], model.widths))
+    mask = found.mask(0.95)[0]
+    assert mask.float().mean().item() == pytest.approx(0.05, abs=0.01)
+    assert found.iou(mask).item() == 1
+    assert found.iou(~mask).item() == 0
+    assert found.bound(mask) == pytest.approx(1, abs=0.2)
+
+
+def test_the_second_picture_of_a_row_has_its_own_field(small):
+    model = small[0]
+    inputs = model.to_inputs("<image> <image> which ?", images=[picture(1), picture(9, 31, 64)])
+    found = receptive_field(model, inputs, Neurons.of([(0, 1)], model.widths), image=1)
+    assert found.heat().shape == (1, 64, 31)
+    with pytest.raises(ValueError, match="no image 2"):
+        receptive_field(model, inputs, Neurons.of([(0, 1)], model.widths), image=2)
