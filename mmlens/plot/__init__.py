@@ -1,0 +1,9 @@
+"""One function per result; each returns a matplotlib figure and shows nothing."""
+
+from mmlens.plot.ablation import ablation_curve
+from mmlens.plot.lens import logit_lens
+from mmlens.plot.neurons import neurons
+from mmlens.plot.patching import patching
+from mmlens.plot.positions import positions
+
+__all__ = ["ablation_curve", "logit_lens", "neurons", "patching", "positions"]

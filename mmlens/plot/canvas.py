@@ -1,0 +1,78 @@
+"""What the figures share: a figure that notebooks show by themselves, pictures, grids, and words as plain text."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from mmlens.inputs import Grid, Inputs
+
+OURS, RANDOM, OBJECT = "#c0392b", "#7f8c8d", "#00e5ff"
+
+
+class Canvas(Figure):
+    """A matplotlib figure outside of pyplot: it opens no window, needs no backend, and a notebook shows it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def canvas(width: float, height: float) -> Canvas:
+    """Return an empty figure of that size in inches, whose parts make room for each other."""
+    return Canvas(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def png(figure: Figure, *, dpi: int = 120) -> bytes:
+    """Return the figure as a PNG file."""
+    with BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=dpi)
+        return buffer.getvalue()
+
+
+def plain(word: str, longest: int = 0) -> str:
+    """Return `word` as matplotlib must get it: `$` starts no formula, control characters are spelled out, cut at `longest`."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in word).strip() or repr(word)
+    if longest and len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
+    return shown.replace("$", r"\$")
+
+
+def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid]]:
+    """Return the row's pictures that have a grid, with it. Raises ValueError where there is none."""
+    found = [(m, g) for m, g in zip(inputs.media[row], inputs.grids[row], strict=True) if g is not None]
+    if not found:
+        raise ValueError(f"this draws pictures with a grid of positions, row {row} has none: give the inputs an image")
+    return found
+
+
+def picture(axes: Axes, image: Image.Image, *, faded: float = 0.0) -> None:
+    """Draw a picture in pixels of the original, (0, 0) top left, `faded` towards white."""
+    width, height = image.size
+    pixels = np.asarray(image.convert("RGB"), dtype=float) / 255
+    axes.imshow(pixels * (1 - faded) + faded, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def grid_lines(axes: Axes, grid: Grid, *, color: str = "white", width: float = 0.5) -> None:
+    """Draw the edges of the grid's positions."""
+    left, top, right, bottom = grid.region
+    axes.vlines(np.linspace(left, right, grid.columns + 1), top, bottom, color=color, linewidth=width)
+    axes.hlines(np.linspace(top, bottom, grid.rows + 1), left, right, color=color, linewidth=width)
+
+
+def outline(axes: Axes, mask: Bool[Tensor, "height width"], color: str, *, width: float = 1.8, style: str = "solid") -> None:
+    """Draw the edge of a mask, between its pixels; nothing for a mask that is all or nothing."""
+    if not bool(mask.any()) or bool(mask.all()):
+        return
+    height, across = mask.shape
+    edge: Any = np.pad(mask.numpy().astype(float), 1)
+    x, y = np.arange(-1, across + 1) + 0.5, np.arange(-1, height + 1) + 0.5
+    axes.contour(x, y, edge, levels=[0.5], colors=[color], linewidths=width, linestyles=style)

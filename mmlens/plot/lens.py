@@ -1,0 +1,127 @@
+"""The logit lens drawn on the picture: each image position's word, layer by layer."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mmlens.analysis import LogitLens
+from mmlens.inputs import Grid, Inputs
+from mmlens.model import HookedMLLM
+from mmlens.plot.canvas import canvas, grid_lines, picture, pictures, plain
+
+CELLS = 12  # words side by side that can still be read
+SHOWN = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6"}
+
+
+def logit_lens(
+    result: LogitLens,
+    inputs: Inputs,
+    model: HookedMLLM,
+    *,
+    layers: Sequence[int] | None = None,
+    row: int = 0,
+    image: int = 0,
+    target: int | None = None,
+) -> Figure:
+    """Return the picture with each position's top word at some `layers` (default: four, first to last), and the curve of
+    the mean entropy of image, text and special positions over all layers.
+
+    Layer l is the stream that enters block l. The heat is the entropy of the prediction in nats or, with `target` (an index
+    into `result.targets`), P(target) from 0 to 1. Where more than 12 positions stand side by side, only the word of the
+    surest position of each square of them is written. Raises ValueError for a row without such a picture.
+    """
+    drawn = pictures(inputs, row)
+    if not 0 <= image < len(drawn):
+        raise ValueError(f"row {row} has {len(drawn)} picture(s), there is no image {image}")
+    picked, grid = drawn[image]
+    depth = result.entropy.shape[0]
+    chosen = list(layers) if layers is not None else sorted({round(i * (depth - 1) / 3) for i in range(4)})
+    here = inputs.mask(f"image:{image}")[row].cpu()
+    entropy = result.entropy[:, row, here]
+    heat = entropy if target is None else result.target_log_probs[:, row, here, target].exp()
+    lines = math.ceil(len(chosen) / 2)
+    tall = 4.9 * picked.size[1] / picked.size[0] + 0.4
+    figure = canvas(10.6, min(max(tall, 2.0), 7.0) * lines + 3.0)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[min(max(tall, 2.0), 7.0) * lines, 3.0])
+    cells = parts[0].subplots(lines, min(2, len(chosen)), squeeze=False).flatten()
+    top = 1.0 if target is not None else float(entropy.max())
+    mappable = None
+    for axes, layer in zip(cells, chosen, strict=False):
+        picture(axes, picked, faded=0.35)
+        left, upper, right, lower = grid.region
+        mappable = axes.imshow(
+            heat[layer].unflatten(0, (grid.rows, grid.columns)),
+            extent=(left, right, lower, upper),
+            cmap="Blues" if target is not None else "magma",
+            vmin=0,
+            vmax=top,
+            alpha=0.55,
+            interpolation="nearest",
+        )
+        grid_lines(axes, grid, width=0.4)
+        words = model.to_str_tokens(result.tokens[layer, row, here, 0])
+        _words(axes, grid, words, entropy[layer])
+        axes.set_title(f"layer {layer}" + (" (the model's output)" if layer == depth - 1 else ""), fontsize=11)
+        axes.set_xlim(0, picked.size[0])
+        axes.set_ylim(picked.size[1], 0)
+    for axes in cells[len(chosen) :]:
+        axes.set_axis_off()
+    assert mappable is not None, "there is always a layer to draw"
+    bar = parts[0].colorbar(mappable, ax=list(cells), shrink=0.8)
+    bar.set_label("entropy (nats)" if target is None else f"P({plain(_name(model, result.targets[target]))}), from 0 to 1")
+    _curves(parts[1].subplots(), result, inputs, row)
+    return figure
+
+
+def _words(axes: Axes, grid: Grid, words: list[str], entropy: Float[Tensor, " position"]) -> None:
+    """Write one word per square of `every` x `every` positions: that of the surest, at its own place."""
+    every = math.ceil(max(grid.columns, grid.rows) / CELLS)
+    side_by_side = math.ceil(grid.columns / every)
+    size = min(9.0, 62 / side_by_side)
+    for row in range(0, grid.rows, every):
+        for column in range(0, grid.columns, every):
+            square = [
+                r * grid.columns + c
+                for r in range(row, min(row + every, grid.rows))
+                for c in range(column, min(column + every, grid.columns))
+            ]
+            index = min(square, key=lambda i: float(entropy[i]))
+            left, top, right, bottom = grid.box(index)
+            axes.text(
+                (left + right) / 2,
+                (top + bottom) / 2,
+                plain(words[index], 9),
+                ha="center",
+                va="center",
+                fontsize=size,
+                color="black",
+                bbox=dict(boxstyle="square,pad=0.1", facecolor="white", alpha=0.6, linewidth=0),
+                clip_on=True,
+            )
+
+
+def _curves(axes: Axes, result: LogitLens, inputs: Inputs, row: int) -> None:
+    depth = result.entropy.shape[0]
+    for modality, color in SHOWN.items():
+        where = torch.zeros_like(inputs.tokens, dtype=torch.bool)
+        where[row] = inputs.mask(modality)[row]
+        if bool(where.any()):
+            mean = result.mean_entropy(where.cpu())
+            axes.plot(range(depth), mean, marker="o", color=color, label=f"{modality} ({int(where.sum())} positions)")
+    axes.set_xticks(range(0, depth, max(1, depth // 12)))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer (the stream that enters it; the last is the output)")
+    axes.set_ylabel("mean entropy (nats)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _name(model: HookedMLLM, token: Tensor) -> str:
+    return model.to_str_tokens(token[None])[0]
