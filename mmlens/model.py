@@ -246,11 +246,15 @@ class HookedMLLM:
         """Yield the bridge for TransformerLens' own tools, with the media of `inputs` bound to their tokens.
 
         A tool calls the bridge with tokens; the bound inputs with those tokens are what runs. Works under it:
-        `transformer_lens.patching.get_act_patch_*` (resid, attn_out, mlp_out, heads, patterns), node attribution
-        patching, `logit_lens`, `run_with_cache` and `run_with_hooks`. Refused by TransformerLens on native attention: edge
-        attribution, direct path patching, `hook_result` and split q/k/v inputs. Raises ValueError for two inputs with the
-        same tokens and different media (bind one at a time: run the clean one with `model.run_with_cache` before, and bind
-        the corrupted one), and, inside, for tokens that were not bound.
+        `transformer_lens.patching.get_act_patch_*` (resid, attn_out, mlp_out, heads, patterns), `logit_lens`,
+        `run_with_cache`, `run_with_hooks`, and node attribution patching between inputs of one row each. Two traps:
+        `get_act_patch_resid_mid` is right under `torch.no_grad()` only (with gradients its edit misses the skip path), and
+        attribution of "embed" nodes is 0 at image positions, which TransformerLens takes before images are merged in.
+        Refused by TransformerLens on native attention: edge attribution, direct path patching, `hook_result`, split q/k/v
+        inputs; and `direct_logit_attribution`, for which the cache of `run_with_cache` has `logit_attrs`. `generate` and
+        text are not for a bound bridge. Raises ValueError for two inputs with the same tokens and different media (bind one
+        at a time: run the clean one with `model.run_with_cache` before, and bind the corrupted one), and, inside, for
+        tokens that were not bound.
         """
         bound: dict[tuple[int, ...], Inputs] = {}
         for one in inputs:

@@ -234,7 +234,7 @@ def test_a_read_hook_under_gradients_hands_out_the_live_tensor(model, plain, bat
 @torch.no_grad()
 def test_hooks_act_at_prefill_and_at_every_step(model, plain, batches):
     inputs, shapes = batches["mixed"], []
-    unedited, seen = raw.read(plain, inputs, ["blocks.1.mlp.hook_post"])
+    _, seen = raw.read(plain, inputs, ["blocks.1.mlp.hook_post"])
     push = torch.randn(seen["blocks.1.mlp.hook_post"].shape[-1], generator=torch.Generator().manual_seed(4)) * 3
     options = dict(max_new_tokens=5, min_new_tokens=5)
     with raw.edited(plain, {"blocks.1.mlp.hook_post": lambda x: x + push}):
