@@ -1,0 +1,184 @@
+"""Components in the cache add up to the stream and to the logits at every position, images included."""
+
+import pytest
+import raw
+import torch
+from conftest import ask
+
+
+@pytest.fixture(scope="module")
+def runs(model, plain, batches):
+    """For two kinds of inputs: inputs, cache, the plain model's logits and its stream before each block and at the end."""
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)] + ["ln_final.hook_in"]
+    runs = {}
+    with torch.no_grad():
+        for kind in ("mixed", "two"):
+            inputs = batches[kind]
+            logits, seen = raw.read(plain, inputs, names)
+            runs[kind] = (inputs, model.run_with_cache(inputs)[1], logits, [seen[name] for name in names])
+    return runs
+
+
+@pytest.fixture(scope="module", params=["mixed", "two"])
+def run(request, runs):
+    return runs[request.param]
+
+
+def at_real(inputs, stack):
+    return stack[..., inputs.mask("all"), :]
+
+
+@torch.no_grad()
+def test_components_add_up_to_the_plain_models_stream(run):
+    inputs, cache, _, stream = run
+    for layer in (1, 2, None):
+        truth = at_real(inputs, stream[-1 if layer is None else layer])
+        parts, labels = cache.decompose_resid(layer, return_labels=True)
+        assert labels[0] == "embed" and len(labels) == len(parts)
+        raw.same(at_real(inputs, parts).sum(0), truth)
+        for expand in (False, True):
+            parts = cache.get_full_resid_decomposition(layer, expand_neurons=expand)
+            raw.same(at_real(inputs, parts).sum(0), truth)
+        assert inputs.mask("image").any()
+
+
+@torch.no_grad()
+def test_what_is_called_embed_is_the_stream_with_the_image_features_in_it(run, plain):
+    inputs, cache, _, stream = run
+    parts, labels = cache.decompose_resid(return_labels=True)
+    raw.same(parts[labels.index("embed")], stream[0])
+    image = inputs.mask("image")
+    raw.same(
+        parts[labels.index("embed")][image],
+        raw.read(plain, inputs, ["projector.hook_out"])[1]["projector.hook_out"].flatten(0, 1),
+    )
+
+
+@torch.no_grad()
+def test_heads_and_the_bias_add_up_to_what_attention_wrote(run, model, plain):
+    inputs, cache, _, stream = run
+    depth, real = model.cfg.n_layers, inputs.mask("all")
+    heads = cache.stack_head_results(layer=-1)
+    assert len(heads) == depth * model.cfg.n_heads
+    _, seen = raw.read(plain, inputs, [f"blocks.{layer}.hook_attn_out" for layer in range(depth)])
+    for layer, own in enumerate(heads.unflatten(0, (depth, -1))):
+        bias = plain.model.language_model.layers[layer].self_attn.o_proj.bias
+        truth = seen[f"blocks.{layer}.hook_attn_out"] - (0 if bias is None else bias)
+        raw.same(own.sum(0)[real], truth[real])
+    remainder = cache.stack_head_results(layer=-1, incl_remainder=True)
+    raw.same(at_real(inputs, remainder).sum(0), stream[-1][real])
+
+
+@torch.no_grad()
+def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain):
+    inputs, cache, _, _ = run
+    heads, width = cache.stack_head_results(layer=2), model.cfg.d_head
+    _, seen = raw.read(plain, inputs, ["blocks.1.attn.hook_z"])
+    weight = plain.model.language_model.layers[1].self_attn.o_proj.weight
+    z, head = seen["blocks.1.attn.hook_z"], 3
+    truth = z[..., head * width : (head + 1) * width] @ weight[:, head * width : (head + 1) * width].T
+    raw.same(at_real(inputs, heads[model.cfg.n_heads + head]), at_real(inputs, truth))
+
+
+@torch.no_grad()
+def test_attributions_of_all_components_add_up_to_the_logit(run, model):
+    inputs, cache, logits, _ = run
+    real, token, other = inputs.mask("all"), 7, 9
+    stacks = [cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)]
+    for stack in stacks:
+        raw.same(cache.logit_attrs(stack, token).sum(0)[real], logits[..., token][real])
+        difference = logits[..., token] - logits[..., other]
+        raw.same(cache.logit_attrs(stack, token, other).sum(0)[real], difference[real])
+    last = cache.decompose_resid(pos_slice=-1)
+    raw.same(cache.logit_attrs(last, token, pos_slice=-1).sum(0), logits[:, -1, token])
+    each = torch.tensor([5 + row for row in range(len(inputs))])
+    raw.same(cache.logit_attrs(stacks[0], each).sum(0)[:, -1], logits[:, -1].gather(1, each[:, None])[:, 0])
+
+
+@torch.no_grad()
+def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_gain(run, model, plain):
+    inputs, cache, _, stream = run
+    norm = plain.model.language_model.norm
+    scale = (stream[-1].pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    parts = cache.decompose_resid()
+    truth = parts / scale * norm.weight
+    for ours in (cache.apply_ln_to_stack(parts), cache.decompose_resid(apply_ln=True)):
+        raw.same(at_real(inputs, ours), at_real(inputs, truth))
+    raw.differs(at_real(inputs, truth), at_real(inputs, parts / scale))  # the gain is not 1
+
+
+@pytest.mark.parametrize(("mlp_input", "name"), [(False, "blocks.1.ln1.hook_out"), (True, "blocks.1.ln2.hook_out")])
+@torch.no_grad()
+def test_components_through_a_blocks_norm_add_up_to_its_output(run, plain, mlp_input, name):
+    inputs, cache, _, _ = run
+    parts = cache.decompose_resid(1, mlp_input=mlp_input, apply_ln=True)
+    raw.same(at_real(inputs, parts).sum(0), at_real(inputs, raw.read(plain, inputs, [name])[1][name]))
+
+
+@torch.no_grad()
+def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, model, plain):
+    inputs, cache, logits, stream = run
+    real = inputs.mask("all")
+    accumulated = cache.accumulated_resid()
+    raw.same(at_real(inputs, accumulated), at_real(inputs, torch.stack(stream)))
+    norm, head = plain.model.language_model.norm, plain.lm_head
+    truth = torch.stack([head(norm(each)) for each in stream])
+    raw.same(at_real(inputs, model.unembed(accumulated)), at_real(inputs, truth))
+    raw.same(at_real(inputs, cache.accumulated_resid(apply_ln=True) @ model.W_U), at_real(inputs, truth))
+    raw.same(model.unembed(accumulated[-1])[real], logits[real])
+
+
+@torch.no_grad()
+def test_neuron_results_are_activation_times_output_weights(run, model, plain):
+    inputs, cache, _, _ = run
+    _, seen = raw.read(plain, inputs, ["blocks.0.mlp.hook_post"])
+    weight = plain.model.language_model.layers[0].mlp.down_proj.weight
+    truth = torch.stack([seen["blocks.0.mlp.hook_post"][..., unit, None] * weight[:, unit] for unit in (0, 5)])
+    raw.same(at_real(inputs, cache.stack_neuron_results(1)[[0, 5]]), at_real(inputs, truth))
+
+
+@torch.no_grad()
+def test_shorthand_and_every_spelling_name_the_same_activation(small):
+    inputs = ask(small, "one")
+    _, cache = small.run_with_cache(inputs)
+    depth = small.cfg.n_layers
+    for key, name in [
+        (("resid_post", -1), f"blocks.{depth - 1}.hook_resid_post"),
+        (("post", 1), "blocks.1.mlp.hook_post"),
+        ("blocks.1.mlp.out.hook_in", "blocks.1.mlp.hook_post"),
+        ("blocks.1.hook_in", "blocks.1.hook_resid_pre"),
+        ("vision_encoder.encoder_layers.0.attn.hook_z", "vision.blocks.0.attn.hook_z"),
+        ("vision_projector.hook_vision_proj_out", "projector.hook_out"),
+    ]:
+        assert cache[key] is cache[name]
+    assert cache.inputs is inputs
+    for missing in ("blocks.0.attn.hook_pattern", "nonsense", ("post", 77)):
+        with pytest.raises(KeyError, match="was not cached"):
+            cache[missing]
+
+
+@torch.no_grad()
+def test_removing_the_batch_dim_leaves_tower_entries_alone(small):
+    inputs = ask(small, "two")
+    _, cache = small.run_with_cache(inputs)
+    stream, tower = cache["blocks.1.hook_resid_post"], cache["vision.blocks.0.attn.hook_z"]
+    single = cache.remove_batch_dim()
+    assert torch.equal(single["blocks.1.hook_resid_post"], stream[0])
+    assert torch.equal(single["vision.blocks.0.attn.hook_z"], tower) and len(tower) == 2
+    raw.same(single.decompose_resid().sum(0), single["resid_post", -1])
+    with pytest.raises(ValueError, match="batch of one"):
+        small.run_with_cache(ask(small, "mixed"))[1].remove_batch_dim()
+
+
+@torch.no_grad()
+def test_what_can_not_be_exact_is_refused_and_says_what_to_use(small):
+    _, cache = small.run_with_cache(ask(small, "one"))
+    onto = torch.ones(small.cfg.d_model)
+    for refused in (
+        lambda: cache.apply_slice_to_batch_dim(0),
+        lambda: cache.get_full_resid_decomposition(apply_ln=True, project_output_onto=onto),
+        lambda: cache.stack_neuron_results(1, apply_ln=True, project_output_onto=onto),
+    ):
+        with pytest.raises(NotImplementedError, match="use "):
+            refused()
+    raw.same(cache.get_full_resid_decomposition(project_output_onto=onto).sum(0), cache["resid_post", -1] @ onto)
