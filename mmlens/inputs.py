@@ -168,8 +168,8 @@ class Inputs:
     def _group(self, group: str) -> Bool[Tensor, "batch pos"]:
         real = self.attention_mask.bool()
         name, _, medium = group.partition(":")
-        if name in MODALITIES and not medium:
-            return self.modality == MODALITIES.index(name)
+        if group in MODALITIES:
+            return self.modality == MODALITIES.index(group)
         if name in MEDIA and medium.isdigit():
             return (self.modality == MODALITIES.index(name)) & (self.medium == int(medium))
         if group == "answer":

@@ -1,0 +1,125 @@
+"""LLaVA: which settings are understood, which part of the picture is kept, and how much of the tower is read."""
+
+import copy
+
+import pytest
+import raw
+import torch
+from conftest import ask, picture
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+
+from mmlens import HookedMLLM
+from mmlens.families import FAMILIES, UnsupportedModel, family_of, llava
+from mmlens.liveness import InertHook, lookup
+from mmlens.testing import tiny
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("vision_feature_layer", [-2, -1]),
+        ("vision_feature_select_strategy", "cls"),
+        ("vision_config.model_type", "vit"),
+        ("text_config.model_type", "gpt2"),
+        ("text_config.use_sliding_window", True),
+    ],
+)
+def test_a_setting_that_is_not_understood_is_refused_by_name(small, setting, value):
+    config = copy.deepcopy(small.hf_model.config)
+    llava.check(config)
+    owner, _, name = setting.rpartition(".")
+    object.__setattr__(getattr(config, owner) if owner else config, name, value)
+    with pytest.raises(UnsupportedModel, match=name):
+        llava.check(config)
+
+
+def test_a_model_is_its_model_types_family():
+    assert family_of(LlavaConfig().model_type) is FAMILIES["llava"] is llava.FAMILY
+    with pytest.raises(UnsupportedModel, match=r"llava.*'bert'"):
+        family_of("bert")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(patch_size=10), "not understood"),
+        (dict(num_additional_image_tokens=3), "not understood"),
+        (dict(vision_feature_select_strategy="full"), "not understood"),
+    ],
+)
+def test_a_processor_whose_positions_do_not_fit_its_grid_is_refused(small_folder, change, says):
+    processor = AutoProcessor.from_pretrained(small_folder)
+    for name, value in change.items():
+        setattr(processor, name, value)
+    if "patch_size" in change:  # transformers counts with it too: let only the crop disagree
+        processor.image_processor.crop_size = {"height": 35, "width": 35}
+        processor.num_additional_image_tokens = 2
+    with pytest.raises(UnsupportedModel, match=says):
+        llava.encode(processor, "see", [picture(0)])
+
+
+def test_a_way_of_resizing_that_is_not_understood_is_refused(small_folder):
+    processor = AutoProcessor.from_pretrained(small_folder)
+    processor.image_processor.size = {"longest_edge": 30}
+    with pytest.raises(UnsupportedModel, match="longest_edge"):
+        llava.grid(processor, picture(0))
+
+
+def test_clip_keeps_a_centred_square_and_siglip_the_whole_picture(tmp_path):
+    for family, region in [("llava-clip-llama", (20.0, 0.0, 80.0, 60.0)), ("llava-siglip-llama", (0.0, 0.0, 100.0, 60.0))]:
+        processor = AutoProcessor.from_pretrained(tiny(family, tmp_path / family))
+        assert llava.grid(processor, picture(0, 100, 60)).region == pytest.approx(region)
+        assert len(llava.grid(processor, picture(0, 100, 60))) == 25
+
+
+def test_what_a_centre_crop_cuts_off_does_not_change_the_logits(small):
+    wide = picture(0, 100, 60)
+    left, _, right, _ = (round(edge) for edge in small.to_inputs("see", images=wide).grids[0][0].region)
+    painted, inside = wide.copy(), wide.copy()
+    painted.paste((255, 0, 0), (0, 0, left - 6, 60))
+    painted.paste((0, 255, 0), (right + 6, 0, 100, 60))
+    inside.paste((255, 0, 0), (left, 0, left + 12, 60))
+    with torch.no_grad():
+        logits, outside, changed = (small(small.to_inputs("see", images=image)) for image in (wide, painted, inside))
+    torch.testing.assert_close(outside, logits)
+    raw.differs(changed, logits)
+
+
+@pytest.mark.parametrize(("feature_layer", "live"), [(-1, 3), (-2, 2), (1, 1), (-3, 1)])
+@torch.no_grad()
+def test_blocks_behind_the_layer_that_is_read_can_not_be_edited_and_do_not_matter(tmp_path, feature_layer, live):
+    folder = tiny("llava-clip-llama", tmp_path, feature_layer=feature_layer)
+    model, plain = (
+        HookedMLLM.from_pretrained(folder, device="cpu"),
+        LlavaForConditionalGeneration.from_pretrained(folder).eval(),
+    )
+    inputs = ask(model, "one")
+    before = raw.logits(plain, inputs)
+    raw.same(model(inputs), before)
+    assert llava.live_layers(plain.config) == {"vision": live}
+    for layer in range(3):
+        name = f"vision.blocks.{layer}.mlp.hook_post"
+        after = raw.logits(plain, inputs, {name: lambda x: x * 0})
+        edit = [(name, lambda x, hook: x * 0)]
+        if layer < live:
+            raw.differs(after, before)
+            raw.same(model.run_with_hooks(inputs, fwd_hooks=edit), after)
+        else:
+            assert torch.equal(after, before)
+            with pytest.raises(InertHook, match=r"projector\.hook_in"):
+                model.run_with_hooks(inputs, fwd_hooks=edit)
+    last = f"vision.blocks.{live - 1}.hook_resid_post"  # transformers has recorded it before the hook point
+    assert lookup(last, model._read_only) == "projector.hook_in"
+
+
+@torch.no_grad()
+def test_the_stream_the_projector_reads_is_the_last_live_blocks(tmp_path):
+    model = HookedMLLM.from_pretrained(tiny("llava-siglip-qwen2", tmp_path), device="cpu")
+    _, cache = model.run_with_cache(ask(model, "two"))
+    raw.same(cache["projector.hook_in"], cache["vision.blocks.1.hook_resid_post"], relative=0)
+
+
+def test_transformerlens_own_adapter_is_left_as_it_was():
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    assert SUPPORTED_ARCHITECTURES["LlavaForConditionalGeneration"] is not llava.LlavaAdapter
