@@ -65,6 +65,7 @@ class HookedMLLM:
         self._points, self._canonical, self._raw = liveness.hook_points(self.bridge, family)
         self._read_only = liveness.READ_ONLY | family.read_only | liveness.unread_blocks(family, config, self._points)
         self._watchers: list[liveness.Watch] = []
+        self._hashed: tuple[Any, str] = ((), "")
         self._use_our_attention()
 
     @classmethod
@@ -350,11 +351,10 @@ class HookedMLLM:
 
     def identity(self) -> dict[str, str | None]:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
-        sha = hashlib.sha256()
-        for name, weight in sorted(self.hf_model.state_dict().items()):
-            shape = f"{name}{tuple(weight.shape)}{weight.dtype}"
-            sha.update(shape.encode() + (_bits(weight.detach()) if weight.device.type != "meta" else b"meta"))
-        return {"model": self.name, "revision": self.revision, "weights": sha.hexdigest()[:16]}
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self.hf_model.parameters())
+        if self._hashed[0] != versions:  # torch counts a tensor's edits: without one, the last hash stands
+            self._hashed = (versions, _hash(self.hf_model.state_dict()))
+        return {"model": self.name, "revision": self.revision, "weights": self._hashed[1]}
 
     # ---------------------------------------------------------------- inside
 
@@ -396,6 +396,14 @@ class HookedMLLM:
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
+
+
+def _hash(weights: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        shape = f"{name}{tuple(weight.shape)}{weight.dtype}"
+        sha.update(shape.encode() + (_bits(weight.detach()) if weight.device.type != "meta" else b"meta"))
+    return sha.hexdigest()[:16]
 
 
 def _bits(weight: Tensor) -> bytes:

@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -104,7 +105,7 @@ class Provenance(Storable):
             inputs=inputs,
             parameters={key: _plain(value) for key, value in parameters.items()},
             seed=seed,
-            versions={package: version(package) for package in PACKAGES},
+            versions=dict(_versions()),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
@@ -124,6 +125,11 @@ class Result(Storable):
     """What an analysis returns: tensors and how they came about."""
 
     provenance: Provenance
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    return tuple((package, version(package)) for package in PACKAGES)
 
 
 def _with_suffix(path: str | Path) -> Path:

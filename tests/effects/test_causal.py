@@ -40,8 +40,10 @@ def test_the_circular_form_is_reported_as_circular(organisms, report, expectatio
         for example in examples:
             inputs, tokens = inputs_of(model, [example])
             own = top_k(grad_x_activation(model, inputs, tokens).scores[0], settings["neurons"], widths=model.widths)
+            with torch.no_grad():
+                before = model(inputs)[:, -1]
             for key, neurons in {"own": own, "random": own.random_like(seed=settings["seed"])}.items():
-                kept[key] += outcome(model, inputs, tokens, neurons)[0].tolist()
+                kept[key] += outcome(model, inputs, tokens, neurons, before)[0].tolist()
         for key, values in kept.items():
             low_high = interval(values, [e.image for e in examples], expectations)
             report(f"causal, same scene (circular): {name}: answers that survive, {key}", *low_high, len(values))
@@ -76,8 +78,10 @@ def fair_form(model, name, report, expectations, need_correct=True):
         for batch in batches(concepts[noun][1]):
             inputs, tokens = inputs_of(model, batch)
             images += [example.image for example in batch]
+            with torch.no_grad():
+                before = model(inputs)[:, -1]
             for key, draws in sets.items():
-                outcomes = [outcome(model, inputs, tokens, neurons) for neurons in draws]
+                outcomes = [outcome(model, inputs, tokens, neurons, before) for neurons in draws]
                 kept[key] += torch.stack([o[0] for o in outcomes]).mean(0).tolist()
                 change[key] += torch.stack([o[1] for o in outcomes]).mean(0).tolist()
     for key in ("own", *CONTROLS):
@@ -116,9 +120,8 @@ def choose(model, examples, k) -> tuple[Neurons, Neurons]:
 
 
 @torch.no_grad()
-def outcome(model, inputs, tokens, neurons):
+def outcome(model, inputs, tokens, neurons, before):
     """Return whether each noun is still predicted, and the change of its logit, with `neurons` zeroed at image positions."""
-    before = model(inputs)[:, -1]
     after = model.run_with_hooks(inputs, fwd_hooks=hooks.ablate(neurons, where=inputs.mask("image")))[:, -1]
     change = (after - before).gather(1, tokens[:, None])[:, 0]
     return (after.argmax(-1) == tokens).float(), change

@@ -25,16 +25,17 @@ def test_receptive_fields_of_top_neurons_lie_on_the_queried_object(organisms, re
         inputs, tokens = inputs_of(model, [example])
         found = grad_x_activation(model, inputs, tokens)
         top = top_k(found.scores[0], settings["neurons"], widths=model.widths)
-        ours = fields(model, inputs, found, top)
-        theirs = fields(model, inputs, found, top.random_like(seed=settings["seed"] + example.image))
+        drawn = top.random_like(seed=settings["seed"] + example.image)
+        field = fields(model, inputs, found, top | drawn)
         target = torch.from_numpy(example.question.object.mask)
-        on_target = ours.iou(target, settings["quantile"]).mean().item()
+        ours, theirs = field.iou(target, settings["quantile"]).split(len(top))
+        on_target = ours.mean().item()
         overlap["queried object"].append(on_target)
-        overlap["random neurons"].append(theirs.iou(target, settings["quantile"]).mean().item())
+        overlap["random neurons"].append(theirs.mean().item())
         images.append(example.image)
         others = [torch.from_numpy(o.mask) for o in example.scene.objects if o.noun != example.noun]
         if others:
-            ious = [ours.iou(other, settings["quantile"]).mean().item() for other in others]
+            ious = [field.iou(other, settings["quantile"])[: len(top)].mean().item() for other in others]
             overlap["other objects"].append(sum(ious) / len(ious))
             overlap["top, two objects"].append(on_target)
             crowded.append(example.image)
