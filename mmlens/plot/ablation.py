@@ -16,10 +16,10 @@ def ablation_curve(result: AblationCurve, *, target: str = "target") -> Figure:
     draws = result.random_log_prob.exp().mean(-1)
     figure = canvas(8.0, 4.2)
     axes = figure.add_subplot()
-    for index, draw in enumerate(draws):
-        axes.plot(result.ks, draw, color=RANDOM, linewidth=0.7, alpha=0.7, label=None if index else "one random draw each")
     if len(draws):
         axes.plot(result.ks, draws.mean(0), color=RANDOM, linewidth=2.6, marker="o", label="mean of the random draws")
+    for index, draw in enumerate(draws):
+        axes.plot(result.ks, draw, color="black", linewidth=0.6, alpha=0.7, label=None if index else "one random draw each")
     axes.plot(result.ks, own, color=OURS, linewidth=2.6, marker="o", label="these neurons, best first")
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     axes.xaxis.set_major_locator(FixedLocator(list(result.ks)))

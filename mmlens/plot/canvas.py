@@ -35,7 +35,7 @@ def png(figure: Figure, *, dpi: int = 120) -> bytes:
 
 
 def plain(word: str, longest: int = 0) -> str:
-    """Return `word` as matplotlib must get it: `$` starts no formula, control characters are spelled out, cut at `longest`."""
+    """Return `word` as matplotlib must get it: no `$` starts a formula, control characters are spelled out."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in word).strip() or repr(word)
     if longest and len(shown) > longest:
         shown = shown[: longest - 1] + "…"

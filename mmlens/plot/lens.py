@@ -33,8 +33,9 @@ def logit_lens(
     the mean entropy of image, text and special positions over all layers.
 
     Layer l is the stream that enters block l. The heat is the entropy of the prediction in nats or, with `target` (an index
-    into `result.targets`), P(target) from 0 to 1. Where more than 12 positions stand side by side, only the word of the
-    surest position of each square of them is written. Raises ValueError for a row without such a picture.
+    into `result.targets`), its probability; both from 0 to the largest drawn. Where more than 12 positions stand side by
+    side, only the word of the surest position of each square of them is written. Raises ValueError for a row without such a
+    picture.
     """
     drawn = pictures(inputs, row)
     if not 0 <= image < len(drawn):
@@ -50,7 +51,7 @@ def logit_lens(
     figure = canvas(10.6, min(max(tall, 2.0), 7.0) * lines + 3.0)
     parts: Any = figure.subfigures(2, 1, height_ratios=[min(max(tall, 2.0), 7.0) * lines, 3.0])
     cells = parts[0].subplots(lines, min(2, len(chosen)), squeeze=False).flatten()
-    top = 1.0 if target is not None else float(entropy.max())
+    top = max(float(heat[chosen].max()), 1e-6)
     mappable = None
     for axes, layer in zip(cells, chosen, strict=False):
         picture(axes, picked, faded=0.35)
@@ -73,8 +74,12 @@ def logit_lens(
     for axes in cells[len(chosen) :]:
         axes.set_axis_off()
     assert mappable is not None, "there is always a layer to draw"
-    bar = parts[0].colorbar(mappable, ax=list(cells), shrink=0.8)
-    bar.set_label("entropy (nats)" if target is None else f"P({plain(_name(model, result.targets[target]))}), from 0 to 1")
+    bar = parts[0].colorbar(mappable, ax=list(cells), shrink=0.8, aspect=40, pad=0.01)
+    bar.set_label(
+        "entropy (nats)"
+        if target is None
+        else f"P({plain(_name(model, result.targets[target]))}), from 0 to the largest drawn"
+    )
     _curves(parts[1].subplots(), result, inputs, row)
     return figure
 
@@ -112,8 +117,8 @@ def _curves(axes: Axes, result: LogitLens, inputs: Inputs, row: int) -> None:
         where = torch.zeros_like(inputs.tokens, dtype=torch.bool)
         where[row] = inputs.mask(modality)[row]
         if bool(where.any()):
-            mean = result.mean_entropy(where.cpu())
-            axes.plot(range(depth), mean, marker="o", color=color, label=f"{modality} ({int(where.sum())} positions)")
+            mean, n = result.mean_entropy(where.cpu()), int(where.sum())
+            axes.plot(range(depth), mean, marker="o", color=color, label=f"{modality} ({n} position{'' if n == 1 else 's'})")
     axes.set_xticks(range(0, depth, max(1, depth // 12)))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer (the stream that enters it; the last is the output)")

@@ -32,5 +32,5 @@ def patching(result: Patching, *, counts: dict[str, int] | None = None) -> Figur
     axes.set_xlabel("positions that get the clean stream")
     axes.set_ylabel("before which layer")
     bar = figure.colorbar(image, ax=axes, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.set_label(f"share of the clean run restored\n(mean of {rows} row{'' if rows == 1 else 's'})")
+    bar.set_label("share of the clean run restored" + (f"\n(mean of {rows} rows)" if rows != 1 else ""))
     return figure

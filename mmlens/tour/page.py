@@ -65,8 +65,8 @@ def page(
 <style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <div class="asked">{_image(_picture(picture), "The picture that the question is about")}
-<p><span class="soft">asked</span> {escape(asked)}<br><span class="soft">answered</span> <b>{escape(answer) or "(nothing)"}</b></p>
-</div>
+<p><span class="soft">asked</span> {escape(asked)}<br>
+<span class="soft">answered</span> <b>{escape(answer) or "(nothing)"}</b></p></div>
 <p class="main">{escape(sentence)}</p><p>{escape(beside)}</p>
 {"".join(_section(section) for section in sections)}
 <footer><h2>Where this came from</h2><dl>{listed}</dl></footer>
@@ -78,8 +78,9 @@ def _section(section: Section) -> str:
     drawn = ""
     if section.figure is not None:
         reading = f"<figcaption>{escape(section.reading)}</figcaption>" if section.reading else ""
-        drawn = f"<figure>{_image(_small(section.figure), section.alt)}{reading}</figure>"
-    return f"<section><h2>{escape(section.heading)}</h2><p>{escape(section.sentence)}</p>{drawn}{_table(section.table)}</section>"
+        drawn = f"<figure>{_image(_small(section.figure), section.alt, width=_width(section.figure))}{reading}</figure>"
+    head = f"<h2>{escape(section.heading)}</h2><p>{escape(section.sentence)}</p>"
+    return f"<section>{head}{drawn}{_table(section.table)}</section>"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -90,8 +91,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
 
 
-def _image(data: bytes, alt: str) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt, quote=True)}">'
+def _image(data: bytes, alt: str, *, width: int | None = None) -> str:
+    size = f' width="{width}"' if width else ""
+    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt, quote=True)}"{size}>'
+
+
+def _width(figure: Figure) -> int:
+    """Return how wide the figure is shown, so that letters have the same size in all of them."""
+    return round(96 * figure.get_size_inches()[0])
 
 
 def _small(figure: Figure) -> bytes:

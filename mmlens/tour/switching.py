@@ -141,8 +141,8 @@ def rate(model: HookedMLLM, number: int, *, scenes: int, seed: int, but: int) ->
         own = ranked(model, *forced(model, inputs, out.tokens[0, inputs.tokens.shape[1] :]))[:number]
         control = own.random_like(seed=seed * 1000 + scene.seed[2])
         where = inputs.mask("image")
-        changed = [_without(model, inputs, chosen, where) != out.text[0] for chosen in (own, control)]
-        found.append((scene.seed[2], out.text[0] == asked.answer, *changed, asked.object.noun in RENAMED))
+        ours, random = (_without(model, inputs, chosen, where) != out.text[0] for chosen in (own, control))
+        found.append((scene.seed[2], out.text[0] == asked.answer, ours, random, asked.object.noun in RENAMED))
         if len(found) == scenes:
             break
     index, *flags = torch.tensor(found).reshape(-1, 5).T
