@@ -1,6 +1,5 @@
 """A multimodal model whose every activation can be read and edited. The only file that drives TransformerBridge."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from mmlens.families import family_of
 from mmlens.hooks import Hook, feed, neuron_hook
 from mmlens.inputs import Inputs, Row, images_per_row
 from mmlens.organisms import CHECKPOINTS
+from mmlens.results import hash_weights
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
@@ -353,7 +353,7 @@ class HookedMLLM:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
         versions = tuple((weight.data_ptr(), weight._version) for weight in self.hf_model.parameters())
         if self._hashed[0] != versions:  # torch counts a tensor's edits: without one, the last hash stands
-            self._hashed = (versions, _hash(self.hf_model.state_dict()))
+            self._hashed = (versions, hash_weights(self.hf_model.state_dict()))
         return {"model": self.name, "revision": self.revision, "weights": self._hashed[1]}
 
     # ---------------------------------------------------------------- inside
@@ -396,20 +396,6 @@ class HookedMLLM:
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
-
-
-def _hash(weights: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        shape = f"{name}{tuple(weight.shape)}{weight.dtype}"
-        sha.update(shape.encode() + (_bits(weight.detach()) if weight.device.type != "meta" else b"meta"))
-    return sha.hexdigest()[:16]
-
-
-def _bits(weight: Tensor) -> bytes:
-    """Return a hash of each row and each column of a weight: one of the whole would not see two numbers change places."""
-    table = weight.reshape(len(weight) if weight.ndim else 1, -1)
-    return b"".join(torch.hash_tensor(table, axis).cpu().numpy().tobytes() for axis in (0, 1))
 
 
 def _positions(mask: Tensor) -> dict[str, Tensor]:

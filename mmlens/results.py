@@ -1,6 +1,7 @@
 """Saving and loading any result: one safetensors file, whose header holds the rest as JSON, and where it came from."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import warnings
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -125,6 +127,23 @@ class Result(Storable):
     """What an analysis returns: tensors and how they came about."""
 
     provenance: Provenance
+
+
+def hash_weights(weights: dict[str, Tensor]) -> str:
+    """Return a hash (16 hex digits) of all of a model's weights, by name, shape, dtype and every row and column.
+
+    It is computed where the weights lie, in one pass, so that it costs seconds for billions of them. Weights that are not
+    in memory (meta) count by name and shape only.
+    """
+    sha = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        if weight.device.type == "meta":
+            continue
+        table = weight.detach().reshape(len(weight) if weight.ndim else 1, -1)
+        for axis in (0, 1):  # rows and columns: one number of the whole would not see two entries change places
+            sha.update(torch.hash_tensor(table, axis).cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 @cache
