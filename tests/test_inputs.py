@@ -269,7 +269,4 @@ def test_what_lies_in_a_box_is_what_the_processor_showed_at_that_position(model,
     seen = patches.mean((2, 4)).reshape(2, -1) * np.array([[width], [height]])
     boxes = np.array([grid.box(index) for index in range(len(grid))])
     centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2])
-    pixel = max(0.5, 0.6 * width / pixels.shape[2], 0.6 * height / pixels.shape[1])  # resampling and 8 bits blur this much
-    inner = (boxes[:, 0] > 0) & (boxes[:, 1] > 0) & (boxes[:, 2] < width) & (boxes[:, 3] < height)
-    assert np.abs(seen - centres)[:, inner].max(initial=0) < pixel
-    assert np.abs(seen - centres).max() < 2 * pixel
+    assert np.abs(seen - centres).max() < 0.25  # of a pixel of the picture: colours have 8 bits
