@@ -36,7 +36,7 @@ def test_components_add_up_to_the_plain_models_stream(run):
         parts, labels = cache.decompose_resid(layer, return_labels=True)
         assert labels[0] == "embed" and len(labels) == len(parts)
         raw.same(at_real(inputs, parts).sum(0), truth)
-        for expand in (False, True):
+        for expand in (False, True) if layer == 1 else (False,):
             parts = cache.get_full_resid_decomposition(layer, expand_neurons=expand)
             raw.same(at_real(inputs, parts).sum(0), truth)
         assert inputs.mask("image").any()

@@ -128,7 +128,7 @@ def test_edits_at_many_sites_at_once_equal_the_same_edits_by_raw_torch_hooks(mod
 @torch.no_grad()
 def test_the_stream_after_a_block_is_the_stream_before_it_plus_attention_plus_mlp(model, batches, prefix):
     inputs = batches["mixed"]
-    _, cache = model.run_with_cache(inputs)
+    _, cache = model.run_with_cache(inputs, f"{prefix}blocks.*.hook_*_*")
     layers = model.cfg.n_layers if not prefix else len(model.widths["vision"])
     for layer in range(layers):
         pre, mid, post, attn, mlp = (
