@@ -106,13 +106,14 @@ def _load(name: str) -> "HookedMLLM":
     import warnings
 
     warnings.filterwarnings("ignore")
-    import transformers
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     from mmlens.model import HookedMLLM
 
+    hub_logging.set_verbosity(50)  # CRITICAL: what goes wrong is said below, once
     logging.disable_progress_bar()
-    logging.set_verbosity(transformers.logging.CRITICAL)
+    logging.set_verbosity(50)
     try:
         return HookedMLLM.from_pretrained(name)
     except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it

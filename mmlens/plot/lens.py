@@ -75,11 +75,7 @@ def logit_lens(
         axes.set_axis_off()
     assert mappable is not None, "there is always a layer to draw"
     bar = parts[0].colorbar(mappable, ax=list(cells), shrink=0.8, aspect=40, pad=0.01)
-    bar.set_label(
-        "entropy (nats)"
-        if target is None
-        else f"P({plain(_name(model, result.targets[target]))}), from 0 to the largest drawn"
-    )
+    bar.set_label("entropy (nats)" if target is None else f"P({plain(_name(model, result.targets[target]))})")
     _curves(parts[1].subplots(), result, inputs, row)
     return figure
 

@@ -1,5 +1,7 @@
 """Activation patching as a heat map of layer by site."""
 
+from textwrap import wrap
+
 import torch
 from matplotlib.figure import Figure
 
@@ -25,7 +27,7 @@ def patching(result: Patching, *, counts: dict[str, int] | None = None) -> Figur
             text = "no difference" if value != value else f"{value:+.2f}" if round(value, 2) else "0.00"
             color = "white" if abs(value) > 0.6 else "black"
             axes.text(site, layer, text, ha="center", va="center", color=color, fontsize=10)
-    labels = [plain(site) + (f"\n({counts[site]} positions)" if counts and site in counts else "") for site in result.sites]
+    labels = ["\n".join(wrap(plain(site), 16)) + _count((counts or {}).get(site)) for site in result.sites]
     axes.set_xticks(torch.arange(sites).tolist(), labels)
     step = max(1, layers // 24)
     axes.set_yticks(range(0, layers, step))
@@ -34,3 +36,7 @@ def patching(result: Patching, *, counts: dict[str, int] | None = None) -> Figur
     bar = figure.colorbar(image, ax=axes, ticks=[-1, -0.5, 0, 0.5, 1])
     bar.set_label("share of the clean run restored" + (f"\n(mean of {rows} rows)" if rows != 1 else ""))
     return figure
+
+
+def _count(positions: int | None) -> str:
+    return "" if positions is None else f"\n({positions} position{'' if positions == 1 else 's'})"

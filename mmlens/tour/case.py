@@ -93,8 +93,8 @@ def _prompt(model: HookedMLLM, question: str) -> str:
     return question if known or not is_organism(model) else f"{question.strip()} answer :"
 
 
-def _spelled(text: str) -> list[str]:
-    return text.lower().replace("?", " ? ").replace(":", " : ").split()
+def _spelled(text: str) -> str:
+    return " ".join(text.lower().replace("?", " ? ").replace(":", " : ").split())
 
 
 def _chat(model: HookedMLLM) -> bool:

@@ -1,9 +1,7 @@
 """The tour itself: its steps in order, and the page that they end in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -51,7 +49,11 @@ class Found:
     on_object: Bool[Tensor, "batch pos"] | None
     seed: int
     draws: int
-    save: Callable[[str, Result], None]
+    folder: Path
+
+    def save(self, name: str, result: Result) -> None:
+        """Save a step's result beside the page."""
+        result.save(self.folder / name)
 
 
 def tour(
@@ -94,7 +96,7 @@ def tour(
         on_object=_at(until, case.mask),
         seed=seed,
         draws=draws,
-        save=lambda name, result: void(result.save(out / "results" / name)),
+        folder=out / "results",
     )
     sections, switched, frequency = [], None, None
     with tqdm(total=len(STEPS), disable=None if progress is None else not progress, leave=False) as bar:
@@ -139,10 +141,6 @@ def tour(
     )
     path.write_text(text, encoding="utf-8")
     return Tour(answer, sentence, beside, path, switched, frequency)
-
-
-def void(_: Any) -> None:
-    """Return nothing, whatever was got."""
 
 
 def _positions(found: Found) -> Section:
@@ -252,7 +250,7 @@ def _sites(found: Found) -> dict[str, Bool[Tensor, "batch pos"]]:
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(found.seed))[: int(changed.sum())]
     other = torch.zeros_like(image)
     other[0, rest[order.to(rest.device)]] = True
-    return {"object": changed, "other image\npositions": other, **text}
+    return {"object": changed, "other image positions": other, **text}
 
 
 def _at(inputs: Inputs, mask: Bool[Tensor, "height width"] | None) -> Bool[Tensor, "batch pos"] | None:

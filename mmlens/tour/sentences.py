@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mmlens.analysis import AblationCurve, Decoding, LogitLens, Patching, ReceptiveField
 from mmlens.inputs import Inputs
+from mmlens.organisms import pictoworld
 from mmlens.tour.case import Case
 from mmlens.tour.page import Section
 from mmlens.tour.switching import Rate, SwitchedOff
@@ -103,19 +104,19 @@ def patching(result: Patching, case: Case, word: str, instead: str, *, same: boo
     clean, corrupted = float(result.clean_metric[0]), float(result.corrupted_metric[0])
     if same:
         opening = (
-            f'For {case.other_name} the model would say "{word}" as well; its log-probability is {clean:.2f} for the first '
-            f"picture and {corrupted:.2f} for the other."
+            f'For {case.other_name} the model would go on with "{word}" as well; its log-probability is {clean:.2f} for the '
+            f"first picture and {corrupted:.2f} for the other."
         )
     else:
         opening = (
-            f'For {case.other_name} the model would say "{instead}"; the logit of "{word}" minus that of "{instead}" is '
-            f"{clean:.1f} for the first picture and {corrupted:.1f} for the other."
+            f'For {case.other_name} the model would go on with "{instead}"; the logit of "{word}" minus that of '
+            f'"{instead}" is {clean:.1f} for the first picture and {corrupted:.1f} for the other.'
         )
     if abs(clean - corrupted) < ALIKE:
         return f"{opening} That is hardly a difference: the shares below say nothing."
     best = result.effect[..., 0]
     parts = [
-        f"{site.replace(chr(10), ' ')} {float(best[:, i].max()):.0%} (before layer {int(best[:, i].argmax())})"
+        f"{site} {float(best[:, i].max()):.0%} (before layer {int(best[:, i].argmax())})"
         for i, site in enumerate(result.sites)
     ]
     return f"{opening} Of this difference the first picture's stream restores at most: {', '.join(parts)}."
@@ -130,9 +131,23 @@ def switched(result: SwitchedOff, frequency: Rate | None, word: str) -> Section:
         "What does the model write without them?",
         f'{result.sentence()} The neurons are those with the highest scores for "{word}", off at the image positions '
         f"only. Answers without as many random neurons of the same layers: {random}."
-        + (f" {frequency.sentence()}" if frequency is not None else ""),
+        + (f" {frequency.sentence()}" if frequency is not None else "")
+        + _same_shape(result),
         table=[["neurons off", "answer"], ["0", result.answer], *rows],
     )
+
+
+def _same_shape(result: SwitchedOff) -> str:
+    """Return a remark where the old and the new answer are two kinds of image's names for one shape of Pictoworld."""
+    old, new = (answer.split()[-1:] for answer in (result.answer, result.answers[-1]))
+    for shape, nouns in pictoworld.RENAMED.items():
+        kinds = {noun: kind for kind, noun in nouns.items()}
+        if result.number is not None and old and new and {*old, *new} <= set(kinds):
+            return (
+                f' Both words name the same shape, a {shape}: "{old[0]}" in a {kinds[old[0]]}, "{new[0]}" in a '
+                f"{kinds[new[0]]}. What was lost is which kind of image this is, not what is drawn in it."
+            )
+    return ""
 
 
 def beside(case: Case, result: SwitchedOff | None, frequency: Rate | None) -> str:
