@@ -107,6 +107,27 @@ def reach_skip_path(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callabl
     return edit, repair
 
 
+def mend_skip_path() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return what to run first and last at `hook_resid_mid`, and at `hook_resid_post`, where the hooks are not ours.
+
+    An edit in place reaches the skip path by itself; one that was returned leaves another tensor than came in.
+    """
+    came: list[Tensor] = []
+    delta: list[Tensor] = []
+
+    def before(activation: Tensor, hook: Any) -> None:
+        came[:] = [activation]
+
+    def after(activation: Tensor, hook: Any) -> None:
+        if (first := came.pop()) is not activation:
+            delta.append(activation - first)
+
+    def repair(activation: Tensor, hook: Any) -> Tensor | None:
+        return activation + delta.pop() if delta else None
+
+    return before, after, repair
+
+
 def hook_points(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict[str, str], dict[str, str]]:
     """Return hook points by our name, our name by every spelling, and TransformerLens' own name by ours."""
 

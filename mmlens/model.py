@@ -242,20 +242,28 @@ class HookedMLLM:
         stack.callback(lambda: kept.__setitem__(slice(None), [other for other in kept if other is not handle]))
         stack.callback(handle.hook.remove)
 
+    def _mend_skip_paths(self, stack: ExitStack) -> None:
+        """Let what a tool's own hooks return at `hook_resid_mid` reach the skip path; `hooks` sees to its own."""
+        edited = [n for n, point in self._points.items() if n.endswith("hook_resid_mid") and point.fwd_hooks]
+        for name in edited if not self._watchers else ():
+            before, after, repair = liveness.mend_skip_path()
+            self._put(stack, name, before, "fwd", prepend=True)
+            self._put(stack, name, after, "fwd")
+            self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
+
     @contextmanager
     def bind(self, *inputs: Inputs) -> Iterator[Any]:
         """Yield the bridge for TransformerLens' own tools, with the media of `inputs` bound to their tokens.
 
         A tool calls the bridge with tokens; the bound inputs with those tokens are what runs. Works under it:
         `transformer_lens.patching.get_act_patch_*` (resid, attn_out, mlp_out, heads, patterns), `logit_lens`,
-        `run_with_cache`, `run_with_hooks`, and node attribution patching between inputs of one row each. Two traps:
-        `get_act_patch_resid_mid` is right under `torch.no_grad()` only (with gradients its edit misses the skip path), and
-        attribution of "embed" nodes is 0 at image positions, which TransformerLens takes before images are merged in.
-        Refused by TransformerLens on native attention: edge attribution, direct path patching, `hook_result`, split q/k/v
-        inputs; and `direct_logit_attribution`, for which the cache of `run_with_cache` has `logit_attrs`. `generate` and
-        text are not for a bound bridge. Raises ValueError for two inputs with the same tokens and different media (bind one
-        at a time: run the clean one with `model.run_with_cache` before, and bind the corrupted one), and, inside, for
-        tokens that were not bound.
+        `run_with_cache`, `run_with_hooks`, and node attribution patching between inputs of one row each (its "embed" nodes
+        are 0 at image positions: TransformerLens takes them before images are merged in). Refused by TransformerLens on
+        native attention: edge attribution, direct path patching, `hook_result`, split q/k/v inputs; and
+        `direct_logit_attribution`, instead of which the cache of `run_with_cache` has `logit_attrs`. `generate` and text
+        are not for a bound bridge. Raises ValueError for two inputs with the same tokens and different media (bind one at
+        a time: run the clean one with `model.run_with_cache` before, and bind the corrupted one), and, inside, for tokens
+        that were not bound.
         """
         bound: dict[tuple[int, ...], Inputs] = {}
         for one in inputs:
@@ -275,7 +283,9 @@ class HookedMLLM:
                     "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
                 )
             rest = {name: value for name, value in bound[key].kwargs().items() if name != "input_ids"}
-            return plain(self.bridge, input, *args, **{**rest, **kwargs})
+            with ExitStack() as stack:
+                self._mend_skip_paths(stack)
+                return plain(self.bridge, input, *args, **{**rest, **kwargs})
 
         object.__setattr__(self.bridge, "forward", forward)
         try:

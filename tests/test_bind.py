@@ -52,13 +52,15 @@ def put(value, *index):
     return change
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("tool", TOOLS)
 @torch.no_grad()
-def test_patching_the_stream_equals_a_loop_of_raw_torch_hooks(case, tool):
+def test_patching_the_stream_equals_a_loop_of_raw_torch_hooks(case, tool, gradients):
+    """With gradients, TransformerLens returns a new tensor instead of editing in place."""
     model, plain, clean, corrupted = case
     function, point = TOOLS[tool]
     _, cache = model.run_with_cache(clean)
-    with leaves_no_hooks(model), model.bind(corrupted) as bridge:
+    with leaves_no_hooks(model), model.bind(corrupted) as bridge, torch.set_grad_enabled(gradients):
         result = function(bridge, corrupted.tokens, cache, metric)
     truth = torch.zeros_like(result)
     _, seen = raw.read(plain, clean, [f"blocks.{layer}.hook_resid_pre" for layer in range(len(truth))])
