@@ -52,8 +52,11 @@ def test_a_pattern_row_sums_to_one_and_sees_neither_the_future_nor_padding(model
         assert not pattern.transpose(0, 1)[:, hidden & real[:, :, None]].any()
 
 
-@pytest.mark.parametrize("beside", [(), ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post")], ids=["alone", "beside"])
-@pytest.mark.parametrize("kind", ["one", "mixed"])
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [("one", ()), ("mixed", ()), ("mixed", ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post"))],
+    ids=["one", "padded", "padded, with other hooks"],
+)
 @pytest.mark.parametrize("name", MATRICES)
 @torch.no_grad()
 def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attention(

@@ -52,8 +52,7 @@ def put(value, *index):
     return change
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(("tool", "gradients"), [*((tool, False) for tool in TOOLS), ("resid_mid", True)])
 @torch.no_grad()
 def test_patching_the_stream_equals_a_loop_of_raw_torch_hooks(case, tool, gradients):
     """With gradients, TransformerLens returns a new tensor instead of editing in place."""

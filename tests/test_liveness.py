@@ -36,8 +36,8 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
             return (x + 1) % model.cfg.d_vocab
         return torch.where(x > visible, x + 0.3 * raw.noise(x.clamp(min=-1e3)), x)
 
-    middle = {str(layer) for layer in range(1, model.cfg.n_layers - 1)} if model.cfg.n_layers > 3 else set()
-    for name in model.hook_names:  # of a larger model the first and the last layer: the others are like them
+    middle = {str(layer) for layer in range(1, model.cfg.n_layers - 1)}
+    for name in model.hook_names:  # the first and the last layer: the others are like them
         layer = name.removeprefix("vision.").split(".")[1] if "blocks." in name else None
         if lookup(name, model._read_only) is None and layer not in middle:
             after = model.run_with_hooks(inputs, fwd_hooks=[(name, shake)])
