@@ -61,6 +61,19 @@ def picture(axes: Axes, image: Image.Image, *, faded: float = 0.0) -> None:
     axes.set_yticks([])
 
 
+def focus(axes: Axes, grid: Grid) -> None:
+    """Show only the part of the picture that the model sees."""
+    left, top, right, bottom = grid.region
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+
+def height(grid: Grid, width: float, *, least: float = 1.5, most: float = 7.0) -> float:
+    """Return how high the part that the model sees is drawn at that width, within limits."""
+    left, top, right, bottom = grid.region
+    return min(max(width * (bottom - top) / (right - left), least), most)
+
+
 def grid_lines(axes: Axes, grid: Grid, *, color: str = "white", width: float = 0.5) -> None:
     """Draw the edges of the grid's positions."""
     left, top, right, bottom = grid.region

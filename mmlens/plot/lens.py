@@ -13,7 +13,7 @@ from torch import Tensor
 from mmlens.analysis import LogitLens
 from mmlens.inputs import Grid, Inputs
 from mmlens.model import HookedMLLM
-from mmlens.plot.canvas import canvas, grid_lines, picture, pictures, plain
+from mmlens.plot.canvas import canvas, focus, grid_lines, height, picture, pictures, plain
 
 CELLS = 12  # words side by side that can still be read
 SHOWN = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6"}
@@ -47,9 +47,9 @@ def logit_lens(
     entropy = result.entropy[:, row, here]
     heat = entropy if target is None else result.target_log_probs[:, row, here, target].exp()
     lines = math.ceil(len(chosen) / 2)
-    tall = 4.9 * picked.size[1] / picked.size[0] + 0.4
-    figure = canvas(10.6, min(max(tall, 2.0), 7.0) * lines + 3.0)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[min(max(tall, 2.0), 7.0) * lines, 3.0])
+    tall = height(grid, 4.7) + 0.4
+    figure = canvas(10.6, tall * lines + 3.0)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[tall * lines, 3.0])
     cells = parts[0].subplots(lines, min(2, len(chosen)), squeeze=False).flatten()
     top = max(float(heat[chosen].max()), 1e-6)
     mappable = None
@@ -69,8 +69,7 @@ def logit_lens(
         words = model.to_str_tokens(result.tokens[layer, row, here, 0])
         _words(axes, grid, words, entropy[layer])
         axes.set_title(f"layer {layer}" + (" (the model's output)" if layer == depth - 1 else ""), fontsize=11)
-        axes.set_xlim(0, picked.size[0])
-        axes.set_ylim(picked.size[1], 0)
+        focus(axes, grid)
     for axes in cells[len(chosen) :]:
         axes.set_axis_off()
     assert mappable is not None, "there is always a layer to draw"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmlens.analysis import Decoding, ReceptiveField
-from mmlens.plot.canvas import OBJECT, OURS, RANDOM, canvas, outline, picture, plain
+from mmlens.plot.canvas import OBJECT, OURS, RANDOM, canvas, focus, height, outline, picture, plain
 
 ACROSS, WORDS = 3, 4
 
@@ -39,7 +39,7 @@ def neurons(
         )
     shown = len(decoding.neurons)
     lines = math.ceil(shown / ACROSS)
-    tall = min(max(3.2 * image.size[1] / image.size[0], 1.6), 5.0) + 1.5
+    tall = height(field.grid, 3.2, most=5.0) + 1.4
     compare = mask is not None and control is not None
     figure = canvas(10.6, tall * lines + (1.9 if compare else 0))
     parts: Any = figure.subfigures(2, 1, height_ratios=[tall * lines, 1.9]) if compare else [figure]
@@ -64,6 +64,7 @@ def neurons(
         outline(axes, fires[index], "black", width=2.0)
         if mask is not None:
             outline(axes, mask, OBJECT)
+        focus(axes, field.grid)
         axes.set_title(_title(decoding, index, unit), fontsize=11, loc="left")
         where = f"IoU with the object {float(overlap[index]):.2f}\n" if overlap is not None else ""
         axes.set_xlabel(where + _words(decoding, index), fontsize=10, loc="left")
@@ -75,7 +76,7 @@ def neurons(
 def _title(decoding: Decoding, index: int, unit: str) -> str:
     score = decoding.neurons.score
     label = decoding.neurons.labels()[index]
-    return label if score is None else f"{label}   score {float(score[index]):.2f} {unit}"
+    return label if score is None else f"{label}   score {float(score[index]):.2g} {unit}"
 
 
 def _words(decoding: Decoding, index: int) -> str:
@@ -91,11 +92,11 @@ def _words(decoding: Decoding, index: int) -> str:
 def _overlaps(axes: Axes, field: ReceptiveField, control: ReceptiveField, mask: Bool[Tensor, "height width"]) -> None:
     """Draw every neuron's overlap as a dot and each group's mean as a line: ours above, random ones below."""
     groups = [("these neurons", field, OURS), ("random neurons", control, RANDOM)]
-    for height, (_, fields, color) in enumerate(reversed(groups)):
+    for level, (_, fields, color) in enumerate(reversed(groups)):
         overlap = fields.iou(mask)
         spread = np.linspace(-0.18, 0.18, len(overlap))
-        axes.scatter(overlap, height + spread, color=color, s=14, alpha=0.7)
-        axes.vlines(float(overlap.mean()), height - 0.35, height + 0.35, color=color, linewidth=2.5)
+        axes.scatter(overlap, level + spread, color=color, s=14, alpha=0.7)
+        axes.vlines(float(overlap.mean()), level - 0.35, level + 0.35, color=color, linewidth=2.5)
     axes.set_yticks(
         [1, 0],
         [f"{name} ({len(fields.neurons)})\nmean IoU {float(fields.iou(mask).mean()):.2f}" for name, fields, _ in groups],

@@ -15,7 +15,8 @@ def positions(inputs: Inputs, row: int = 0) -> Figure:
     stands where its positions lie in the stream. Raises ValueError where the row has no picture.
     """
     drawn = pictures(inputs, row)
-    figure = canvas(4.8 * len(drawn), 5.2)
+    tall = max(min(4.8 * image.size[1] / image.size[0], 9.0) for image, _ in drawn)
+    figure = canvas(4.8 * len(drawn), max(tall, 1.2) + 0.6)
     for column, (image, grid) in enumerate(drawn):
         axes = figure.add_subplot(1, len(drawn), column + 1)
         picture(axes, image)

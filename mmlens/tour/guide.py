@@ -39,12 +39,12 @@ class Tour:
 
 @dataclass(frozen=True)
 class Found:
-    """What the steps share once the model has answered: its inputs up to the word, that word and its first token."""
+    """What the steps share once the model has answered: its inputs up to the word, that word and its first token, if any."""
 
     case: Case
     inputs: Inputs
     word: str
-    token: Int[Tensor, " 1"]
+    token: Int[Tensor, " found"]
     new: Int[Tensor, " new"]
     on_object: Bool[Tensor, "batch pos"] | None
     seed: int
@@ -72,9 +72,11 @@ def tour(
     """Return what a tour found; its page is written to `out`/index.html and its results to `out`/results/.
 
     Without an `image` it is about a held-out Pictoworld scene. `word` is the word of the answer to trace (default: see
-    `targets.answer_word`). `progress=None` shows a bar on a terminal. Raises ValueError for an empty question and for a
-    word that the answer does not have.
+    `targets.answer_word`). `progress=None` shows a bar on a terminal. Raises ValueError for an empty question, for a
+    word that the answer does not have, and for no draws.
     """
+    if draws < 1:
+        raise ValueError(f"every effect stands beside at least one random draw, got draws = {draws}")
     out = Path(out)
     case = case_of(model, image, question, seed)
     inputs = case.inputs(model)

@@ -66,7 +66,7 @@ def neurons(
     """Return which neuron scores highest and how the first ones overlap with the object, beside random ones."""
     first, score = decoding.neurons.labels()[0], decoding.neurons.score
     strongest = (
-        f"{first} scores highest for " + f'"{word}"' + (f" ({float(score[0]):.2f} logits)" if score is not None else "")
+        f"{first} scores highest for " + f'"{word}"' + (f" ({float(score[0]):.2g} logits)" if score is not None else "")
     )
     writes = f"; it writes {', '.join(w.strip() for w in decoding.words[0][:3])}."
     if mask is None:
@@ -130,11 +130,19 @@ def switched(result: SwitchedOff, frequency: Rate | None, word: str) -> Section:
     return Section(
         "What does the model write without them?",
         f'{result.sentence()} The neurons are those with the highest scores for "{word}", off at the image positions '
-        f"only. Answers without as many random neurons of the same layers: {random}."
+        f"only.{_still(result, word)} Answers without as many random neurons of the same layers: {random}."
         + (f" {frequency.sentence()}" if frequency is not None else "")
         + _same_shape(result),
         table=[["neurons off", "answer"], ["0", result.answer], *rows],
     )
+
+
+def _still(result: SwitchedOff, word: str) -> str:
+    """Return whether the word is still in the new answer, where there is a new one."""
+    if result.number is None:
+        return ""
+    held = word.lower() in result.answers[-1].lower().split()
+    return f' "{word}" is {"still" if held else "no longer"} a word of the answer.'
 
 
 def _same_shape(result: SwitchedOff) -> str:

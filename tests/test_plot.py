@@ -1,0 +1,142 @@
+"""Figures show what the results hold: each test reads its numbers back from the figure."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from pictures import picture
+
+from mmlens import metrics, plot, top_k
+from mmlens.analysis import (
+    ablation_curve,
+    activation_patching,
+    decode,
+    grad_x_activation,
+    logit_lens,
+    receptive_field,
+)
+from mmlens.plot.canvas import Canvas, plain
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.fixture(scope="module")
+def inputs(small):
+    return small.to_inputs("what is in the picture ?", images=picture(0))
+
+
+@pytest.fixture(scope="module")
+def token(small):
+    return torch.tensor([small.to_token("car")])
+
+
+@pytest.fixture(scope="module")
+def neurons(small, inputs, token):
+    return top_k(grad_x_activation(small, inputs, token).scores[0], 8, widths=small.widths)
+
+
+def test_every_position_is_numbered_at_the_middle_of_its_box(inputs):
+    figure = plot.positions(inputs)
+    assert isinstance(figure, Figure)
+    (axes,), grid = figure.axes, inputs.grids[0][0]
+    assert texts(axes) == [str(index) for index in range(len(grid))]
+    for index, text in enumerate(axes.texts):
+        left, top, right, bottom = grid.box(index)
+        assert text.get_position() == ((left + right) / 2, (top + bottom) / 2)
+    assert f"{grid.rows} x {grid.columns}" in axes.get_title()
+
+
+def test_positions_need_a_picture(small):
+    with pytest.raises(ValueError, match="row 0 has none"):
+        plot.positions(small.to_inputs("the red car"))
+
+
+def test_the_lens_writes_each_positions_top_word_and_draws_entropy_by_modality(small, inputs):
+    result = logit_lens(small, inputs, top_k=2)
+    layers, image = [0, 3], inputs.mask("image")
+    figure = plot.logit_lens(result, inputs, small, layers=layers)
+    for axes, layer in zip(figure.axes, layers, strict=False):
+        words = small.to_str_tokens(result.tokens[layer, 0, image[0], 0])
+        assert texts(axes) == [plain(word, 9) for word in words]
+        heat = torch.tensor(axes.images[1].get_array().filled()).flatten()
+        torch.testing.assert_close(heat.float(), result.entropy[layer, 0, image[0]])
+    curves = {line.get_label().split()[0]: line.get_ydata() for line in figure.axes[-1].lines}
+    torch.testing.assert_close(torch.tensor(curves["image"]), result.mean_entropy(image))
+    torch.testing.assert_close(torch.tensor(curves["text"]), result.mean_entropy(inputs.mask("text")))
+
+
+def test_the_lens_shows_the_probability_of_a_target(small, inputs, token):
+    result = logit_lens(small, inputs, targets=token.tolist())
+    figure = plot.logit_lens(result, inputs, small, target=0)
+    heat = torch.tensor(figure.axes[0].images[1].get_array().filled()).flatten()
+    torch.testing.assert_close(heat.float(), result.target_log_probs[0, 0, inputs.mask("image")[0], 0].exp())
+    assert any("P(car)" in axes.get_ylabel() for axes in figure.axes)
+
+
+def test_neurons_show_label_score_words_field_and_overlap(small, inputs, neurons):
+    decoding, field = decode(small, neurons[:4], k=5), receptive_field(small, inputs, neurons)
+    control = receptive_field(small, inputs, neurons.random_like(seed=0))
+    mask = torch.zeros(40, 50, dtype=torch.bool)
+    mask[10:20, 10:30] = True
+    figure = plot.neurons(decoding, field, inputs.media[0][0], mask, control=control)
+    for index in range(4):
+        axes = figure.axes[index]
+        assert axes.get_title(loc="left").startswith(neurons.labels()[index] + " ")
+        assert f"{float(neurons.score[index]):.2g}" in axes.get_title(loc="left")
+        assert f"IoU with the object {float(field.iou(mask)[index]):.2f}" in axes.get_xlabel()
+        assert all(plain(word, 12) in axes.get_xlabel() for word in decoding.words[index][:4])
+        heat = axes.images[1]
+        torch.testing.assert_close(torch.tensor(heat.get_array().filled(torch.nan)), field.heat()[index], equal_nan=True)
+        low, high = heat.get_clim()
+        assert low == -high
+    dots = [
+        collection.get_offsets()[:, 0] for collection in figure.axes[-1].collections if len(collection.get_offsets()) > 1
+    ]
+    torch.testing.assert_close(torch.tensor(dots[0].filled()).float(), control.iou(mask))
+    torch.testing.assert_close(torch.tensor(dots[1].filled()).float(), field.iou(mask))
+
+
+def test_neurons_of_two_sets_are_refused(small, inputs, neurons):
+    with pytest.raises(ValueError, match="same neurons"):
+        plot.neurons(decode(small, neurons[2:4]), receptive_field(small, inputs, neurons), inputs.media[0][0])
+
+
+def test_the_ablation_curve_shows_ours_every_draw_and_their_mean(small, inputs, token, neurons):
+    result = ablation_curve(small, inputs, token, neurons, ks=[0, 1, 2, 5], draws=3)
+    (axes,) = plot.ablation_curve(result, target="car").axes
+    mean, *draws, own = (torch.tensor(line.get_ydata()) for line in axes.lines)
+    torch.testing.assert_close(own, result.log_prob.exp()[:, 0])
+    torch.testing.assert_close(torch.stack(draws), result.random_log_prob.exp()[..., 0])
+    torch.testing.assert_close(mean, result.random_log_prob.exp()[..., 0].mean(0))
+    assert list(axes.lines[-1].get_xdata()) == [0, 1, 2, 5]
+    assert "P(car)" in axes.get_ylabel()
+    widths = [line.get_linewidth() for line in axes.lines]
+    assert max(widths[1:-1]) < widths[0]
+
+
+def test_patching_has_fixed_colours_and_writes_its_numbers(small, inputs, token):
+    other = small.to_inputs("what is in the picture ?", images=picture(1))
+    result = activation_patching(
+        small,
+        clean=inputs,
+        corrupted=other,
+        metric=lambda logits: metrics.log_prob(logits, token),
+        sites={"image": inputs.mask("image"), "last": inputs.last()},
+    )
+    axes = plot.patching(result, counts={"last": 1}).axes[0]
+    assert axes.images[0].get_clim() == (-1, 1)
+    torch.testing.assert_close(torch.tensor(axes.images[0].get_array().filled()), result.effect[..., 0])
+    assert [float(text) for text in texts(axes)] == pytest.approx(result.effect[..., 0].flatten().tolist(), abs=0.006)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["image", "last\n(1 position)"]
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window(inputs):
+    figure = plot.positions(inputs)
+    assert isinstance(figure, Canvas)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("word", "shown"), [("$x$", r"\$x\$"), (" car", "car"), ("\n", r"\n"), ("abcdefgh", "abcd…")])
+def test_words_are_drawn_as_plain_text(word, shown):
+    assert plain(word, 5) == shown or (word == "$x$" and plain(word) == shown)
