@@ -3,7 +3,7 @@
 import pytest
 import raw
 import torch
-from conftest import ask, leaves_no_hooks
+from support import ask, leaves_no_hooks
 
 from mmlens import hooks
 

@@ -3,7 +3,7 @@
 import pytest
 import raw
 import torch
-from conftest import leaves_no_hooks, load, picture
+from support import leaves_no_hooks, load, picture
 from transformer_lens import patching
 from transformer_lens.tools.analysis import (
     EdgeAttributionConfig,

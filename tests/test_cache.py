@@ -3,7 +3,7 @@
 import pytest
 import raw
 import torch
-from conftest import ask
+from support import ask
 
 
 @pytest.fixture(scope="module")

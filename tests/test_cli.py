@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from pictures import picture
+from support import picture
 from typer.testing import CliRunner
 
 import mmlens

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import raw
 import torch
-from conftest import ask, leaves_no_hooks
+from support import ask, leaves_no_hooks
 
 from mmlens import Neurons, hooks
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, ask, picture
 from PIL import Image
+from support import KINDS, ask, picture
 
 from mmlens import Grid
 from mmlens.inputs import MODALITIES, Inputs

@@ -5,7 +5,7 @@ import socket
 import pytest
 import raw
 import torch
-from conftest import KINDS, ask, hook_count, leaves_no_hooks
+from support import KINDS, ask, hook_count, leaves_no_hooks
 from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks

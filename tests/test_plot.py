@@ -3,7 +3,7 @@
 import pytest
 import torch
 from matplotlib.figure import Figure
-from pictures import picture
+from support import picture
 
 from mmlens import metrics, plot, top_k
 from mmlens.analysis import (

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from conftest import ask
 from safetensors.torch import save_file
+from support import ask
 
 from mmlens import HookedMLLM, Neurons
 from mmlens.results import Provenance, Result, Storable

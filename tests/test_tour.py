@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from pictures import picture
 from PIL import Image
+from support import picture
 
 from mmlens import HookedMLLM
 from mmlens.analysis import AblationCurve, Attribution

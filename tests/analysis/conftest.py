@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from pictures import picture
+from support import picture
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mmlens import HookedMLLM

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from pictures import picture
+from support import picture
 
 from mmlens import Grid, Neurons
 from mmlens.analysis import receptive_field

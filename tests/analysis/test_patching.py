@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from pictures import picture
+from support import picture
 
 from mmlens import metrics
 from mmlens.analysis import activation_patching

@@ -5,7 +5,7 @@ import copy
 import pytest
 import raw
 import torch
-from conftest import ask, picture
+from support import ask, picture
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM
