@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from mmlens.model import HookedMLLM
 
+SMALL = 30_000_000  # weights: below this, threads only wait for each other
+
 app = typer.Typer(
     name="mmlens",
     help="Look into models that also see: TransformerLens for multimodal language models.",
@@ -106,6 +108,8 @@ def _load(name: str) -> "HookedMLLM":
     """Return the model, or stop with the first line of what went wrong, whatever library said it."""
     import warnings
 
+    import torch
+
     warnings.filterwarnings("ignore")
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -116,10 +120,13 @@ def _load(name: str) -> "HookedMLLM":
     logging.disable_progress_bar()
     logging.set_verbosity(50)
     try:
-        return HookedMLLM.from_pretrained(name)
+        model = HookedMLLM.from_pretrained(name)
     except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         _stop(f"cannot load the model {name!r}: {lines[0]}")
+    if sum(weight.numel() for weight in model.hf_model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    return model
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _same_shape(result: SwitchedOff) -> str:
         if result.number is not None and old and new and {*old, *new} <= set(kinds):
             return (
                 f' Both words name the same shape, a {shape}: "{old[0]}" in a {kinds[old[0]]}, "{new[0]}" in a '
-                f"{kinds[new[0]]}. What was lost is which kind of image this is, not what is drawn in it."
+                f"{kinds[new[0]]}. The new answer still names the shape, as another kind of image would."
             )
     return ""
 
