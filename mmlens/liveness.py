@@ -6,9 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
 
 from mmlens.families import Family
+from mmlens.hooks import HookFn
 
 # With transformers' own attention, TransformerLens' re-implementation and its opt-in points have nothing to fire them.
 DEAD_WITH_NATIVE_ATTENTION = {
@@ -52,8 +53,11 @@ def unknown(name: str, names: Iterable[str]) -> UnknownHook:
     return UnknownHook(f"this model has no hook point {name!r}{hint}. model.hook_names lists them all")
 
 
-def read_only(fn: Callable[..., Any], name: str, instead: str) -> Callable[..., Any]:
-    """Return `fn`, raising InertHook if it edits: at `name` the model has already used the value."""
+def guard(fn: HookFn, name: str, read_only: dict[str, str]) -> HookFn:
+    """Return `fn`; where the table `read_only` has `name`, so that it raises InertHook if it edits: it would be too late."""
+    instead = lookup(name, read_only)
+    if instead is None:
+        return fn
 
     def guarded(activation: Tensor, hook: Any) -> None:
         before = activation._version
@@ -62,6 +66,13 @@ def read_only(fn: Callable[..., Any], name: str, instead: str) -> Callable[..., 
             raise InertHook(f"{name} can be read but not edited, the model does not use it: edit {instead} instead")
 
     return guarded
+
+
+def take_off(point: HookPoint, handle: LensHandle) -> None:
+    """Remove a hook from its point, as torch and as TransformerLens count them."""
+    handle.hook.remove()
+    point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+    point.bwd_hooks = [other for other in point.bwd_hooks if other is not handle]
 
 
 class Watch:
@@ -88,29 +99,11 @@ class Watch:
             raise InertHook(f"no run reached the hook point(s) {', '.join(sorted(silent)[:4])}: these hooks did nothing")
 
 
-def reach_skip_path(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return `fn` for `hook_resid_mid`, and what to run at `hook_resid_post` so that the skip path gets its edit too.
+def reach_skip_path() -> tuple[HookFn, HookFn, HookFn]:
+    """Return what to run before and after hooks at `hook_resid_mid`, and then at `hook_resid_post`, for the skip path.
 
-    TransformerLens' point is the MLP's input only: a returned tensor would leave the skip path as it was.
-    """
-    delta: list[Tensor] = []
-
-    def edit(activation: Tensor, hook: Any) -> Any:
-        edited = fn(activation, hook=hook)
-        if edited is not None and edited is not activation:
-            delta.append(edited - activation)
-        return edited
-
-    def repair(activation: Tensor, hook: Any) -> Tensor | None:
-        return activation + delta.pop() if delta else None
-
-    return edit, repair
-
-
-def mend_skip_path() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Return what to run first and last at `hook_resid_mid`, and at `hook_resid_post`, where the hooks are not ours.
-
-    An edit in place reaches the skip path by itself; one that was returned leaves another tensor than came in.
+    TransformerLens' point is the MLP's input only: a tensor that a hook returns would leave the skip path as it was. An
+    edit in place reaches it by itself.
     """
     came: list[Tensor] = []
     delta: list[Tensor] = []

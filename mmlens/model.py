@@ -154,7 +154,8 @@ class HookedMLLM:
     def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of every position."""
         self._note_run(inputs)
-        return self.hf_model(**inputs.kwargs(), **_positions(inputs.attention_mask), use_cache=False).logits
+        with self._whole_edits():
+            return self.hf_model(**inputs.kwargs(), **_positions(inputs.attention_mask), use_cache=False).logits
 
     def run_with_cache(
         self, inputs: Inputs, names_filter: NamesFilter = None, *, fwd_hooks: Sequence[Hook] = ()
@@ -190,7 +191,7 @@ class HookedMLLM:
         Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
         """
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
-        with self.hooks(fwd_hooks=fwd_hooks), torch.no_grad():
+        with self.hooks(fwd_hooks=fwd_hooks), self._whole_edits(), torch.no_grad():
             self._note_run(inputs)
             tokens = self.hf_model.generate(**inputs.kwargs(), max_new_tokens=max_new_tokens, **options)
         new = tokens[:, inputs.tokens.shape[1] :]
@@ -212,7 +213,7 @@ class HookedMLLM:
             stack.callback(self._watchers.remove, watch)
             for pattern, fn in fwd_hooks:
                 for name in self._resolve(pattern):
-                    self._attach(stack, name, watch.track(name, fn), "fwd")
+                    self._put(stack, name, liveness.guard(watch.track(name, fn), name, self._read_only), "fwd")
             for pattern, fn in bwd_hooks:
                 for name in self._resolve(pattern):
                     if name.endswith("hook_resid_mid"):
@@ -220,36 +221,28 @@ class HookedMLLM:
                             f"a gradient at {name} would miss the skip path; the gradient at "
                             f"{name.replace('resid_mid', 'attn_out')} is the whole one"
                         )
-                    self._attach(stack, name, fn, "bwd")
+                    self._put(stack, name, fn, "bwd")
             yield self
             if must_fire:
                 watch.check()
 
-    def _attach(self, stack: ExitStack, name: str, fn: Any, direction: Any) -> None:
-        """Put `fn` on the hook point `name` until `stack` unwinds; it sees `name` as `hook.name`."""
-        instead = liveness.lookup(name, self._read_only)
-        if instead is not None and direction == "fwd":
-            fn = liveness.read_only(fn, name, instead)
-        if name.endswith("hook_resid_mid") and direction == "fwd":
-            fn, repair = liveness.reach_skip_path(fn)
-            self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
-        self._put(stack, name, fn, direction)
-
     def _put(self, stack: ExitStack, name: str, fn: Any, direction: Any, *, prepend: bool = False) -> None:
+        """Put `fn` on the hook point `name` until `stack` unwinds; it sees `name` as `hook.name`."""
         point = self._points[name]
         handle = point.add_hook(fn, dir=direction, alias_names=[name], prepend=prepend)
-        kept = point.fwd_hooks if direction == "fwd" else point.bwd_hooks
-        stack.callback(lambda: kept.__setitem__(slice(None), [other for other in kept if other is not handle]))
-        stack.callback(handle.hook.remove)
+        stack.callback(liveness.take_off, point, handle)
 
-    def _mend_skip_paths(self, stack: ExitStack) -> None:
-        """Let what a tool's own hooks return at `hook_resid_mid` reach the skip path; `hooks` sees to its own."""
-        edited = [n for n, point in self._points.items() if n.endswith("hook_resid_mid") and point.fwd_hooks]
-        for name in edited if not self._watchers else ():
-            before, after, repair = liveness.mend_skip_path()
-            self._put(stack, name, before, "fwd", prepend=True)
-            self._put(stack, name, after, "fwd")
-            self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
+    @contextmanager
+    def _whole_edits(self) -> Iterator[None]:
+        """Let what hooks return at `hook_resid_mid` reach the skip path, for the length of a run."""
+        with ExitStack() as stack:
+            for name, point in self._points.items():
+                if name.endswith("hook_resid_mid") and point.fwd_hooks:
+                    before, after, repair = liveness.reach_skip_path()
+                    self._put(stack, name, before, "fwd", prepend=True)
+                    self._put(stack, name, after, "fwd")
+                    self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
+            yield
 
     @contextmanager
     def bind(self, *inputs: Inputs) -> Iterator[Any]:
@@ -283,8 +276,7 @@ class HookedMLLM:
                     "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
                 )
             rest = {name: value for name, value in bound[key].kwargs().items() if name != "input_ids"}
-            with ExitStack() as stack:
-                self._mend_skip_paths(stack)
+            with self._whole_edits():
                 return plain(self.bridge, input, *args, **{**rest, **kwargs})
 
         object.__setattr__(self.bridge, "forward", forward)
