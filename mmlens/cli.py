@@ -91,17 +91,12 @@ def _writable(out: Path) -> None:
 
 def _open(path: Path) -> "Image.Image":
     """Return the picture upright, or stop."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from mmlens.inputs import read_image
 
-    if not path.is_file():
-        _stop(f"no picture at {path}" + (": that is a folder" if path.is_dir() else ""))
     try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError:
-        _stop(f"{path} is not a picture that Pillow can read: give a PNG, JPEG, WebP or the like")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        _stop(f"the picture {path} is damaged or too large ({error}): save it again")
+        return read_image(path)
+    except (ValueError, OSError) as error:
+        _stop(str(error))
 
 
 def _load(name: str) -> "HookedMLLM":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mmlens.results import Storable
@@ -237,16 +237,27 @@ def images_per_row(images: Any, rows: int, *, single: bool) -> list[list[Image.I
 
 
 def _image(source: Any) -> Image.Image:
-    """Return a picture in RGB from a PIL image, an array [height, width, 3] or a file's path."""
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     if not isinstance(source, (str, Path)):
         raise TypeError(f"an image is a PIL image, an array or a file's path, got a {type(source).__name__}")
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no image file at {source}")
+    return read_image(source)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Return the picture in a file, upright and in RGB.
+
+    Raises FileNotFoundError where there is no file, ValueError where it is no picture, damaged, or too large to be safe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture at {path}" + (": that is a folder" if path.is_dir() else ""))
     try:
-        return Image.open(source).convert("RGB")
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{source} is not an image that Pillow can read") from error
+        raise ValueError(f"{path} is not a picture that Pillow can read: give a PNG, JPEG, WebP or the like") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the picture {path} is damaged or too large ({error}): save it again") from error

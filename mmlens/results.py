@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = "mmlens-1"
@@ -49,7 +49,7 @@ class Storable:
         header = {"format": FORMAT, "value": json.dumps(_encode(self, tensors, type(self).__name__))}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata=header)
+        partial.write_bytes(save(tensors, metadata=header))  # by us, so that the file gets the user's own permissions
         os.replace(partial, path)
         return path
 

@@ -169,7 +169,7 @@ def test_a_single_list_of_one_text_is_a_batch_of_one(small):
         (["a", "the"], [0], ValueError, "got 1 entries"),
         (["a", "the"], 0, ValueError, "got one image"),
         ("a", 3.5, TypeError, "got a float"),
-        ("a", "missing.png", FileNotFoundError, "no image file"),
+        ("a", "missing.png", FileNotFoundError, "no picture at"),
         ("", None, ValueError, "empty text and no image"),
         (["a", "  "], None, ValueError, "empty text and no image"),
         ([], None, ValueError, "at least one row"),
@@ -186,7 +186,7 @@ def test_text_and_images_that_do_not_match_are_refused(small, text, images, erro
 
 def test_files_that_are_no_images_and_media_that_the_model_has_no_tower_for_are_refused(small, tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="not an image"):
+    with pytest.raises(ValueError, match="not a picture"):
         small.to_inputs("a", images=tmp_path / "text.png")
     with pytest.raises(ValueError, match="takes images, got audio"):
         small.to_inputs("a", audio=np.zeros(8))
