@@ -56,6 +56,11 @@ def read(path):
     return page
 
 
+def whole(page):
+    """Return whether all figures are there; two runs that don't differ have no patching to draw, and the page says so."""
+    return len(page.images) == (5 if "nothing to restore" in page.text else 6)
+
+
 def small_model(tmp_path, family="llava-siglip-qwen2", **changes):
     return HookedMLLM.from_pretrained(tiny(family, tmp_path / "model", **changes), device="cpu")
 
@@ -131,7 +136,7 @@ def test_a_question_about_an_object_of_the_scene_finds_its_mask(organism, tmp_pa
 )
 def test_any_model_and_any_picture_make_a_page(tmp_path, family, image, changes):
     result = tour(small_model(tmp_path, family, **changes), tmp_path / "out", image=image, draws=2)
-    assert "no rate" in result.beside.lower() and len(read(result.path).images) == 6
+    assert "no rate" in result.beside.lower() and whole(read(result.path))
 
 
 def test_what_was_asked_is_text_and_no_markup(tmp_path):
@@ -153,7 +158,7 @@ def test_an_answer_of_one_token_makes_a_page(tmp_path):
     model = small_model(tmp_path)
     model.hf_model.generation_config.eos_token_id = list(range(4, len(model.tokenizer)))
     result = tour(model, tmp_path / "out", image=picture(0), draws=1)
-    assert len(result.answer.split()) == 1 and len(read(result.path).images) == 6
+    assert len(result.answer.split()) == 1 and whole(read(result.path))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,10 @@ def _lens(model: HookedMLLM, found: Found) -> Section:
     target = 0 if word else None
     where = inputs.mask("image") if found.on_object is None else found.on_object
     last = result.entropy.shape[0] - 1
-    layers = sorted({0, last // 2, last, sentences.clearest_layer(result, where) if word else last * 3 // 4})
+    wanted = [0, last, last // 2, last * 3 // 4, *range(1, last)]  # the layer that the sentence is about, and enough others
+    if word:
+        wanted.insert(0, sentences.clearest_layer(result, where))
+    layers = sorted(list(dict.fromkeys(wanted))[:4])
     return Section(
         "What do the image positions already read as?",
         sentences.lens(result, inputs, found.on_object, word),
@@ -231,10 +234,11 @@ def _patching(model: HookedMLLM, found: Found) -> Section:
     result = activation_patching(model, clean=clean, corrupted=corrupted, metric=metric, sites=sites)
     found.save("patching", result)
     instead = model.to_str_tokens(says)[0].strip()
+    differs = sentences.differs(result)
     return Section(
         "Where in the model does the picture become the answer?",
         sentences.patching(result, case, found.word, instead, same=same),
-        plot.patching(result, counts={name: int(site.sum()) for name, site in sites.items()}),
+        plot.patching(result, counts={name: int(site.sum()) for name, site in sites.items()}) if differs else None,
         "A heat map of how much of the answer is restored, by layer and by positions",
         f"The model looks at {case.other_name}, but gets the stream of the first picture at some positions before some "
         "layer (activation patching). 1: it answers as for the first picture; 0: nothing is restored.",

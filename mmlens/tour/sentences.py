@@ -99,9 +99,14 @@ def ablation_table(result: AblationCurve) -> list[list[str]]:
     return [["neurons off", "P, these", "P, random (mean)", "P, random (range)"], *rows]
 
 
+def differs(result: Patching) -> bool:
+    """Return whether the two runs differ by enough for shares of the difference to mean something."""
+    return abs(float(result.clean_metric[0]) - float(result.corrupted_metric[0])) >= ALIKE
+
+
 def patching(result: Patching, case: Case, word: str, instead: str, *, same: bool) -> str:
     """Return how much each site restores at most, or that there is nothing to restore."""
-    clean, corrupted = float(result.clean_metric[0]), float(result.corrupted_metric[0])
+    clean, corrupted = (round(float(number[0]), 2) + 0.0 for number in (result.clean_metric, result.corrupted_metric))
     if same:
         opening = (
             f'For {case.other_name} the model would go on with "{word}" as well; its log-probability is {clean:.2f} for the '
@@ -112,8 +117,8 @@ def patching(result: Patching, case: Case, word: str, instead: str, *, same: boo
             f'For {case.other_name} the model would go on with "{instead}"; the logit of "{word}" minus that of '
             f'"{instead}" is {clean:.1f} for the first picture and {corrupted:.1f} for the other.'
         )
-    if abs(clean - corrupted) < ALIKE:
-        return f"{opening} That is hardly a difference: the shares below say nothing."
+    if not differs(result):
+        return f"{opening} That is hardly a difference, so there is nothing to restore."
     best = result.effect[..., 0]
     parts = [
         f"{site} {float(best[:, i].max()):.0%} (before layer {int(best[:, i].argmax())})"

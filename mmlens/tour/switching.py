@@ -53,7 +53,7 @@ class SwitchedOff(Result):
                 f'the answer is still "{self.answer}" {control}.'
             )
         new = self.answers[self.tried.tolist().index(self.number)]
-        these = "this 1" if self.number == 1 else f"these {self.number}"
+        these = "this one" if self.number == 1 else f"these {self.number}"
         return (
             f"Without {these} of {self.neurons:,} neurons the answer changes from "
             f'"{self.answer}" to "{new or "(nothing)"}" {control}.'
@@ -77,11 +77,12 @@ class Rate(Result):
 
     def sentence(self) -> str:
         """Return the rate as one sentence."""
-        n, dependent = len(self.scene), int(self.renamed.sum())
+        n, dependent, k = len(self.scene), int(self.renamed.sum()), self.number
+        own, random = (f"own {k} top neurons", f"{k} random ones") if k > 1 else ("own top neuron", "a random one")
         return (
-            f"Over {n} other held-out scenes ({int(self.right.sum())} answered correctly) the answer changes in "
-            f"{int(self.own.sum())} without each scene's own {self.number} top neurons, and in {int(self.random.sum())} "
-            f"without {self.number} random ones; where the object's name depends on the kind of image it changes in "
+            f"Over {n} other held-out scenes, each asked which object has some color ({int(self.right.sum())} answered "
+            f"correctly), the answer changes in {int(self.own.sum())} without each scene's {own}, and in "
+            f"{int(self.random.sum())} without {random}; where the object's name depends on the kind of image it changes in "
             f"{int(self.own[self.renamed].sum())} of {dependent}, elsewhere in {int(self.own[~self.renamed].sum())} of "
             f"{n - dependent}."
         )
