@@ -1,0 +1,62 @@
+"""Pages as a reader sees them: opened in a real browser with the network cut."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmlens import HookedMLLM
+from mmlens.tour import tour
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no browser here: install Debian's chromium to open pages"),
+]
+
+
+def opened(page, folder):
+    """Return what the browser shows of a page, [height, width, 3], and every URL that it asked the network for."""
+    shot, log = folder / "shot.png", folder / "net.json"
+    quiet = ("quic", "background-networking", "component-update", "sync", "default-apps", "domain-reliability")
+    subprocess.run(
+        [
+            str(BROWSER),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
+            *(f"--disable-{name}" for name in quiet),
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={log}",
+            f"--screenshot={shot}",
+            "--window-size=1100,5000",
+            page.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    events = json.loads(log.read_text())["events"]
+    urls = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
+    return np.asarray(Image.open(shot).convert("RGB")), urls
+
+
+def colour(pixels):
+    """Return the share of pixels that are clearly coloured: headings, text and tables are not."""
+    return (np.ptp(pixels.astype(int), axis=-1) > 60).mean()
+
+
+def test_the_tours_page_asks_the_network_for_nothing_and_shows_its_figures(tmp_path):
+    model = HookedMLLM.from_pretrained("pictoworld", device="cpu")
+    page = tour(model, tmp_path, scenes=2, draws=2).path
+    pixels, urls = opened(page, tmp_path)
+    assert "google" not in page.read_text()  # so that these requests are the browser's own
+    asked = {url for url in urls if url.startswith(("http:", "https:", "ws:")) and "google" not in url}
+    assert not asked, f"the page asked for {asked}"
+    without = tmp_path / "without-pictures.html"
+    without.write_text(re.sub(r'src="data:[^"]*"', "", page.read_text()))
+    assert colour(pixels) > 5 * colour(opened(without, tmp_path)[0])
