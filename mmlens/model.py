@@ -63,6 +63,7 @@ class HookedMLLM:
         self.bridge.processor = processor
         self.name, self.revision, self.family = name, revision, family
         self._points, self._canonical, self._raw = liveness.hook_points(self.bridge, family)
+        self._live = [name for name in self._points if self._dead(name) is None]
         self._read_only = liveness.READ_ONLY | family.read_only | liveness.unread_blocks(family, config, self._points)
         self._watchers: list[liveness.Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
@@ -82,17 +83,14 @@ class HookedMLLM:
         A local folder needs no network. `device` is the GPU where there is one, `dtype` what the weights are stored in.
         Raises FileNotFoundError for a folder that is no model, UnsupportedModel for an architecture we do not know.
         """
-        path = CHECKPOINTS.get(str(name_or_folder), Path(name_or_folder))
-        local = path.is_dir()
-        if local and not (path / "config.json").is_file():
-            raise FileNotFoundError(f"a model folder holds a config.json, {path} does not")
-        if not local and (path.is_absolute() or str(name_or_folder).startswith((".", "~")) or len(path.parts) > 2):
-            raise FileNotFoundError(f"no model folder at {path}")
-        source: dict[str, Any] = dict(
-            pretrained_model_name_or_path=str(path), local_files_only=local, revision=revision or "main"
+        path, local = _locate(name_or_folder)
+        source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": local}
+        source["revision"] = revision or "main"
+        config = AutoConfig.from_pretrained(**source)
+        family_of(config.model_type).check(config)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            **source, dtype=dtype or "auto", attn_implementation="sdpa", use_safetensors=True
         )
-        family_of(AutoConfig.from_pretrained(**source).model_type)
-        model: Any = AutoModelForImageTextToText.from_pretrained(**source, dtype=dtype or "auto", attn_implementation="sdpa")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         processor = AutoProcessor.from_pretrained(**source)
         commit = getattr(model.config, "_commit_hash", None)
@@ -290,7 +288,7 @@ class HookedMLLM:
     @property
     def hook_names(self) -> list[str]:
         """The name of every hook point that fires, one per point, in the order of the model."""
-        return [name for name in dict.fromkeys(self._canonical.values()) if self._dead(name) is None]
+        return list(self._live)
 
     @property
     def device(self) -> torch.device:
@@ -378,16 +376,16 @@ class HookedMLLM:
             if (instead := self._dead(name)) is not None:
                 raise liveness.InertHook(f"{pattern} never fires in this model: use {instead}")
             return [name]
-        matches = [name for name in self.hook_names if fnmatchcase(name, pattern)]
+        matches = [name for name in self._live if fnmatchcase(name, pattern)]
         if not matches:
             raise liveness.unknown(pattern, self._canonical)
         return matches
 
     def _select(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
-            return [n for n in self.hook_names if not any(fnmatchcase(n, left_out) for left_out in LEFT_OUT)]
+            return [name for name in self._live if not any(fnmatchcase(name, left_out) for left_out in LEFT_OUT)]
         if callable(names_filter):
-            return [name for name in self.hook_names if names_filter(name)]
+            return [name for name in self._live if names_filter(name)]
         patterns = [names_filter] if isinstance(names_filter, str) else names_filter
         return list(dict.fromkeys(name for pattern in patterns for name in self._resolve(pattern)))
 
@@ -398,6 +396,21 @@ class HookedMLLM:
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
+
+
+def _locate(name: str | Path) -> tuple[str, bool]:
+    """Return where a model's files are, and whether that is a folder here rather than a hub id."""
+    path = CHECKPOINTS.get(str(name), Path(name).expanduser())
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"a model folder holds a config.json, {path} does not")
+        return str(path), True
+    if path.is_absolute() or str(name).startswith(".") or len(path.parts) != 2:
+        raise FileNotFoundError(
+            f"no model folder at {name}, and no hub id: a model is {', '.join(CHECKPOINTS)}, a folder, or an id such as "
+            "llava-hf/llava-1.5-7b-hf"
+        )
+    return str(name), False
 
 
 def _positions(mask: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from support import picture
+from transformer_lens import patching
 
 from mmlens import metrics
 from mmlens.analysis import activation_patching
@@ -65,3 +66,21 @@ def test_inputs_that_do_not_line_up_are_refused(pair):
     other = model.to_inputs("what ?", images=picture(1))
     with pytest.raises(ValueError, match="line up"):
         activation_patching(model, clean=clean, corrupted=other, metric=metric, sites={"image": clean.mask("image")})
+
+
+def test_transformer_lens_own_patching_under_bind_gives_the_same_numbers(pair):
+    model, clean, corrupted, metric = pair
+    clean, corrupted = (model.to_inputs("what is at the left ?", images=one.media[0][0]) for one in (clean, corrupted))
+    one = partial(metrics.logit_diff, correct=torch.tensor([7]), wrong=torch.tensor([8]))
+    positions = clean.tokens.shape[1]
+    sites = {str(p): torch.arange(positions)[None] == p for p in range(positions)}
+    ours = activation_patching(model, clean=clean, corrupted=corrupted, metric=one, sites=sites)
+    _, cache = model.run_with_cache(clean)
+
+    def scaled(logits):
+        return (one(logits)[0] - ours.corrupted_metric[0]) / (ours.clean_metric[0] - ours.corrupted_metric[0])
+
+    with model.bind(corrupted) as bridge, torch.no_grad():
+        theirs = patching.get_act_patch_resid_pre(bridge, corrupted.tokens, cache, scaled)
+    torch.testing.assert_close(ours.effect[:, :, 0].double(), theirs.double(), rtol=1e-5, atol=1e-6)
+    assert ours.effect.std() > 1e-3
