@@ -69,7 +69,7 @@ def test_inputs_that_do_not_line_up_are_refused(pair):
 
 
 def test_transformer_lens_own_patching_under_bind_gives_the_same_numbers(pair):
-    model, clean, corrupted, metric = pair
+    model, clean, corrupted, _ = pair
     clean, corrupted = (model.to_inputs("what is at the left ?", images=one.media[0][0]) for one in (clean, corrupted))
     one = partial(metrics.logit_diff, correct=torch.tensor([7]), wrong=torch.tensor([8]))
     positions = clean.tokens.shape[1]
