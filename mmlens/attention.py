@@ -9,6 +9,7 @@ computes scores, fires `hook_attn_scores` (masked, before the softmax), takes th
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -26,20 +27,17 @@ def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint) -> None:
 
 def attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    value: Float[Tensor, "batch kv_head key d_value"],
+    attention_mask: Bool[Tensor, "#batch #head query key"] | Float[Tensor, "#batch #head query key"] | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Return what attention hands to the output projection, [batch, pos, head, d_head], and no weights.
-
-    query is [batch, head, pos, d_head], key and value [batch, kv_head, pos, d_head] (transformers' own layout).
-    """
+) -> tuple[Float[Tensor, "batch query head d_value"], None]:
+    """Return what attention hands to the output projection, and no weights; the signature is transformers' own."""
     points: tuple[HookPoint, HookPoint] | None = getattr(module, _POINTS, None)
     if points is None or not any(_watched(point) for point in points):
         return sdpa_attention_forward(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.neurons import Neurons
@@ -33,10 +33,10 @@ def feed(sink: Callable[[Tensor, Any], None], *, where: Bool[Tensor, "batch pos"
 
 
 def replace(
-    value: Tensor | float,
+    value: Float[Tensor, "..."] | float,
     *,
     where: Bool[Tensor, "batch pos"] | None = None,
-    units: Sequence[int] | Tensor | None = None,
+    units: Sequence[int] | Int[Tensor, " unit"] | None = None,
     heads: Sequence[int] | None = None,
 ) -> HookFn:
     """Return a function that puts `value` (anything that broadcasts) in place of the activation.
@@ -47,16 +47,18 @@ def replace(
     return _edit(lambda chosen: _like(value, chosen), where=where, units=units, heads=heads)
 
 
-def add(direction: Tensor | float, *, scale: float = 1.0, where: Bool[Tensor, "batch pos"] | None = None) -> HookFn:
+def add(
+    direction: Float[Tensor, "..."] | float, *, scale: float = 1.0, where: Bool[Tensor, "batch pos"] | None = None
+) -> HookFn:
     """Return a function that adds `scale * direction` to the activation (steering)."""
     return _edit(lambda chosen: chosen + scale * _like(direction, chosen), where=where)
 
 
 def scale(
-    factor: Tensor | float,
+    factor: Float[Tensor, "..."] | float,
     *,
     where: Bool[Tensor, "batch pos"] | None = None,
-    units: Sequence[int] | Tensor | None = None,
+    units: Sequence[int] | Int[Tensor, " unit"] | None = None,
     heads: Sequence[int] | None = None,
 ) -> HookFn:
     """Return a function that multiplies the activation by `factor`."""
@@ -66,7 +68,7 @@ def scale(
 def ablate(
     neurons: Neurons,
     *,
-    value: float | Tensor = 0.0,
+    value: float | Float[Tensor, "... neuron"] = 0.0,
     site: Site = "post",
     where: Bool[Tensor, "batch pos"] | None = None,
 ) -> list[Hook]:
@@ -177,7 +179,7 @@ def _edit(
     change: Callable[[Tensor], Tensor],
     *,
     where: Tensor | None,
-    units: Sequence[int] | Tensor | None = None,
+    units: Sequence[int] | Int[Tensor, " unit"] | None = None,
     heads: Sequence[int] | None = None,
 ) -> HookFn:
     """Return a function that applies `change` to the chosen heads and units, at the chosen positions."""

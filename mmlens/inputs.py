@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -53,8 +53,8 @@ class Grid(Storable):
         row = int((y - top) / (bottom - top) * self.rows)
         return min(row, self.rows - 1) * self.columns + min(column, self.columns - 1)
 
-    def overlap(self, mask: Bool[Tensor, "height width"]) -> Tensor:
-        """Return, for every position, the fraction of its box that `mask` (of the original image) covers: [position].
+    def overlap(self, mask: Bool[Tensor, "height width"]) -> Float[Tensor, " position"]:
+        """Return, for every position, the fraction of its box that `mask` (of the original image) covers.
 
         A box edge that cuts a pixel counts that pixel in part. Raises ValueError for a mask of another size.
         """
