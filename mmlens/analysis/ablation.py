@@ -77,4 +77,4 @@ def _outcome(
     model: HookedMLLM, inputs: Inputs, tokens: Tensor, neurons: Neurons, where: Tensor, value: float
 ) -> tuple[Tensor, Tensor]:
     logits = model.run_with_hooks(inputs, fwd_hooks=ablate(neurons, value=value, where=where))
-    return metrics.log_prob(logits, tokens.to(logits.device)).cpu(), logits[:, -1].argmax(-1).cpu()
+    return metrics.log_prob(logits, tokens).cpu(), logits[:, -1].argmax(-1).cpu()

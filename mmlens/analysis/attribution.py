@@ -75,10 +75,12 @@ def _scores(layer: int, where: Tensor, reduce: str | None, found: dict[int, tupl
     """Return a sink that waits for the gradient of a layer's activations and keeps only the reduced scores."""
 
     def sink(activation: Tensor, hook: Any) -> None:
-        values = activation.detach()
+        wide = torch.promote_types(activation.dtype, torch.float32)  # sums over positions need more than bfloat16
+        values = activation.detach().to(wide)
 
         def on_gradient(gradient: Tensor) -> None:
-            found[layer] = tuple(part.cpu() for part in _reduce(values * gradient, values, where[..., None], reduce))
+            scores = values * gradient.to(wide)
+            found[layer] = tuple(part.cpu() for part in _reduce(scores, values, where[..., None], reduce))
 
         activation.register_hook(on_gradient)
 

@@ -36,7 +36,7 @@ def decode(model: HookedMLLM, neurons: Neurons, *, k: int = 10, sign: Float[Tens
         raise ValueError(f"one sign per neuron: {len(neurons)} neurons, got {list(sign.shape)}")
     W_U = model.W_U[:, : len(model.tokenizer)]
     directions = torch.stack([model.W_out(layer, module)[unit] for module, layer, unit in neurons])
-    effects = (directions @ W_U).float()
+    effects = directions.float() @ W_U.float()
     if sign is not None:
         effects = effects * sign.sign().to(effects)[:, None]
     top, tokens = effects.topk(k, dim=-1)

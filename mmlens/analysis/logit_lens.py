@@ -32,7 +32,7 @@ class LogitLens(Result):
 
     def mean_entropy(self, where: Bool[Tensor, "batch pos"]) -> Float[Tensor, " layer"]:
         """Return the mean entropy (nats) over the `where` positions by layer: `lens.mean_entropy(inputs.mask("image"))`."""
-        return self.entropy[:, where].mean(-1)
+        return self.entropy[:, where.to(self.entropy.device)].mean(-1)
 
 
 @torch.no_grad()
