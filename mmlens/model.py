@@ -53,14 +53,14 @@ class HookedMLLM:
         self.hf_model: Any = hf_model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        padding_side = self.tokenizer.padding_side
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # aliases of optional parts that this model lacks
-            self.bridge = build_bridge_from_module(
-                hf_model, family.architecture, hf_config=config, tokenizer=self.tokenizer, model_name=name
-            )
-        self.tokenizer.padding_side = padding_side
-        self.bridge.processor = processor
+            self.bridge = build_bridge_from_module(hf_model, family.architecture, hf_config=config, model_name=name)
+        # Given a tokenizer, the builder would load it anew by its name (from the network) and set tokens on it.
+        self.bridge.tokenizer, self.bridge.processor = self.tokenizer, processor
+        ids = self.tokenizer.encode("a")
+        self.bridge.cfg.tokenizer_prepends_bos = ids[0] == self.tokenizer.bos_token_id
+        self.bridge.cfg.tokenizer_appends_eos = ids[-1] == self.tokenizer.eos_token_id
         self.name, self.revision, self.family = name, revision, family
         self._points, self._canonical, self._raw = liveness.hook_points(self.bridge, family)
         self._live = [name for name in self._points if self._dead(name) is None]

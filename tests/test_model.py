@@ -10,6 +10,7 @@ from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks
 from mmlens.families import UnsupportedModel
+from mmlens.testing import FAMILIES
 
 # ---------------------------------------------------------------- the same numbers as transformers
 
@@ -442,3 +443,13 @@ def test_a_word_is_its_first_token_without_special_tokens(small):
     for word in ("", "zyzzyva"):
         with pytest.raises(ValueError, match="has no token"):
             small.to_token(word)
+
+
+def test_a_model_in_memory_needs_no_folder_and_its_tokenizer_stays_as_it_was():
+    hf_model, processor = FAMILIES["llava-siglip-qwen2"]()
+    words = processor.tokenizer
+    before = dict(words.special_tokens_map), words.padding_side, len(words), words("a red car")["input_ids"]
+    made = HookedMLLM(hf_model, processor)
+    assert made.bridge.tokenizer is words
+    assert (dict(words.special_tokens_map), words.padding_side, len(words), words("a red car")["input_ids"]) == before
+    assert made.bridge.to_tokens("a red car")[0].tolist() == before[3]
