@@ -305,8 +305,10 @@ class HookedMLLM:
         """How many neurons each layer of each module has."""
         widths: dict[str, tuple[int, ...]] = {}
         for module in ("language", "vision", "projector"):
-            depth = 1 if module == "projector" else sum(neuron_hook(module, l, "post") in self._points for l in range(1000))
-            widths[module] = tuple(self.W_out(layer, module).shape[0] for layer in range(depth))
+            names = dict.fromkeys(neuron_hook(module, layer, "post") for layer in range(len(self._points)))
+            widths[module] = tuple(
+                self.W_out(layer, module).shape[0] for layer in range(sum(n in self._points for n in names))
+            )
         return widths
 
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:

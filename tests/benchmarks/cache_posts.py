@@ -7,9 +7,9 @@ turns: the plain model (SDPA, no KV cache) with a pre-hook on every `down_proj` 
 `model.run_with_cache(inputs, "blocks.*.mlp.hook_post")`. Printed is the median of the rounds' ratios, and their quartiles.
 """
 
+import argparse
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
@@ -82,5 +82,8 @@ def main(threads, rounds):
 
 
 if __name__ == "__main__":
-    given = [int(argument) for argument in sys.argv[1:]]
-    main(*given, *[1, 9][len(given) :])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    main(options.threads, options.rounds)
