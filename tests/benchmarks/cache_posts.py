@@ -1,6 +1,6 @@
 """What caching every `mlp.hook_post` costs, against bare torch hooks on the plain transformers model.
 
-    python tests/benchmarks/cache_posts.py [threads] [rounds]
+    python tests/benchmarks/cache_posts.py [--threads 1] [--rounds 9]
 
 A LLaVA with random weights (6 layers, d_model 512, 8 heads, d_mlp 1376, 576 positions per image) runs the same inputs in
 turns: the plain model (SDPA, no KV cache) with a pre-hook on every `down_proj` that keeps the detached tensor, then
