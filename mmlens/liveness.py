@@ -1,9 +1,10 @@
 """What is known about hook points: which never fire, which fire too late for an edit, and what to use instead."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint, LensHandle
@@ -68,13 +69,6 @@ def guard(fn: HookFn, name: str, read_only: dict[str, str]) -> HookFn:
     return guarded
 
 
-def take_off(point: HookPoint, handle: LensHandle) -> None:
-    """Remove a hook from its point, as torch and as TransformerLens count them."""
-    handle.hook.remove()
-    point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
-    point.bwd_hooks = [other for other in point.bwd_hooks if other is not handle]
-
-
 class Watch:
     """Which hooks fired: a hook that no run reached did nothing, and its user must hear of it."""
 
@@ -99,29 +93,64 @@ class Watch:
             raise InertHook(f"no run reached the hook point(s) {', '.join(sorted(silent)[:4])}: these hooks did nothing")
 
 
-def reach_skip_path() -> tuple[HookFn, HookFn, HookFn]:
-    """Return what to run before and after hooks at `hook_resid_mid`, and then at `hook_resid_post`, for the skip path.
+class HookPoints:
+    """The hook points of a bridge by our names, what is known of each, and hooks on them for the length of an ExitStack.
 
-    TransformerLens' point is the MLP's input only: a tensor that a hook returns would leave the skip path as it was. An
-    edit in place reaches it by itself.
+    `by_name` holds every point once; `canonical` maps each spelling (TransformerLens' and ours) to our name; `live` are the
+    names of those that fire; `read_only` says what to edit instead of those that fire too late.
     """
-    came: list[Tensor] = []
-    delta: list[Tensor] = []
 
-    def before(activation: Tensor, hook: Any) -> None:
-        came[:] = [activation]
+    def __init__(self, bridge: Any, family: Family, config: Any) -> None:
+        self.by_name, self.canonical, self._theirs = _named(bridge, family)
+        self._dead = family.dead | DEAD_WITH_NATIVE_ATTENTION
+        self.live = [name for name in self.by_name if lookup(name, self._dead) is None]
+        self.read_only = READ_ONLY | family.read_only | _unread_blocks(family, config, self.by_name)
 
-    def after(activation: Tensor, hook: Any) -> None:
-        if (first := came.pop()) is not activation:
-            delta.append(activation - first)
+    def owner(self, name: str) -> str:
+        """Return the path, in the bridge, of the component that a point belongs to."""
+        return self._theirs[name].rpartition(".")[0]
 
-    def repair(activation: Tensor, hook: Any) -> Tensor | None:
-        return activation + delta.pop() if delta else None
+    def resolve(self, pattern: str) -> list[str]:
+        """Return our names of the points that `pattern` (one name in any spelling, or a glob of ours) stands for.
 
-    return before, after, repair
+        Raises InertHook for a point that never fires, and UnknownHook where nothing matches.
+        """
+        if pattern in self.canonical:
+            name = self.canonical[pattern]
+            if (instead := lookup(name, self._dead)) is not None:
+                raise InertHook(f"{pattern} never fires in this model: use {instead}")
+            return [name]
+        matches = [name for name in self.live if fnmatchcase(name, pattern)]
+        if not matches:
+            raise unknown(pattern, self.canonical)
+        return matches
+
+    def put(
+        self, stack: ExitStack, name: str, fn: HookFn, direction: Literal["fwd", "bwd"] = "fwd", *, prepend: bool = False
+    ) -> None:
+        """Put `fn` on the point `name` until `stack` unwinds; it sees `name` as `hook.name`."""
+        point = self.by_name[name]
+        handle = point.add_hook(fn, dir=direction, alias_names=[name], prepend=prepend)
+        stack.callback(_take_off, point, handle)
+
+    @contextmanager
+    def whole_edits(self) -> Iterator[None]:
+        """Let what hooks return at `hook_resid_mid` reach the skip path, for the length of a run.
+
+        TransformerLens' point is the MLP's input only: a tensor that a hook returns would leave the skip path as it was. An
+        edit in place reaches it by itself.
+        """
+        with ExitStack() as stack:
+            for name, point in self.by_name.items():
+                if name.endswith("hook_resid_mid") and point.fwd_hooks:
+                    before, after, repair = _skip_path()
+                    self.put(stack, name, before, prepend=True)
+                    self.put(stack, name, after)
+                    self.put(stack, name.replace("resid_mid", "resid_post"), repair, prepend=True)
+            yield
 
 
-def hook_points(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict[str, str], dict[str, str]]:
+def _named(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict[str, str], dict[str, str]]:
     """Return hook points by our name, our name by every spelling, and TransformerLens' own name by ours."""
 
     def ours(name: str) -> str:
@@ -144,7 +173,7 @@ def hook_points(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict
     return points, canonical, raw
 
 
-def unread_blocks(family: Family, config: Any, names: Iterable[str]) -> dict[str, str]:
+def _unread_blocks(family: Family, config: Any, names: Iterable[str]) -> dict[str, str]:
     """Return a table of the points in a tower behind what the model reads from it: there, edits come too late.
 
     transformers records a block's output inside the block, so the last block's own `hook_resid_post` is too late as well.
@@ -157,3 +186,28 @@ def unread_blocks(family: Family, config: Any, names: Iterable[str]) -> dict[str
                 if int(layer) >= live or (int(layer) == live - 1 and point in ("hook_resid_post", "hook_resid_mid")):
                     table[name] = "projector.hook_in"
     return table
+
+
+def _skip_path() -> tuple[HookFn, HookFn, HookFn]:
+    """Return what to run before and after the hooks of a `hook_resid_mid`, and then at its `hook_resid_post`."""
+    came: list[Tensor] = []
+    delta: list[Tensor] = []
+
+    def before(activation: Tensor, hook: Any) -> None:
+        came[:] = [activation]
+
+    def after(activation: Tensor, hook: Any) -> None:
+        if (first := came.pop()) is not activation:
+            delta.append(activation - first)
+
+    def repair(activation: Tensor, hook: Any) -> Tensor | None:
+        return activation + delta.pop() if delta else None
+
+    return before, after, repair
+
+
+def _take_off(point: HookPoint, handle: LensHandle) -> None:
+    """Remove a hook from its point, as torch and as TransformerLens count them."""
+    handle.hook.remove()
+    point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+    point.bwd_hooks = [other for other in point.bwd_hooks if other is not handle]

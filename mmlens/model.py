@@ -18,11 +18,12 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mmlens import attention, liveness
+from mmlens import attention
 from mmlens.cache import ActivationCache
 from mmlens.families import family_of
 from mmlens.hooks import Hook, feed, neuron_hook
 from mmlens.inputs import Inputs, Row, images_per_row
+from mmlens.liveness import HookPoints, InertHook, Watch, guard
 from mmlens.organisms import CHECKPOINTS
 from mmlens.results import hash_weights
 
@@ -62,10 +63,8 @@ class HookedMLLM:
         self.bridge.cfg.tokenizer_prepends_bos = ids[0] == self.tokenizer.bos_token_id
         self.bridge.cfg.tokenizer_appends_eos = ids[-1] == self.tokenizer.eos_token_id
         self.name, self.revision, self.family = name, revision, family
-        self._points, self._canonical, self._raw = liveness.hook_points(self.bridge, family)
-        self._live = [name for name in self._points if self._dead(name) is None]
-        self._read_only = liveness.READ_ONLY | family.read_only | liveness.unread_blocks(family, config, self._points)
-        self._watchers: list[liveness.Watch] = []
+        self.points = HookPoints(self.bridge, family, config)
+        self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
         self._use_our_attention()
 
@@ -152,7 +151,7 @@ class HookedMLLM:
     def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of every position."""
         self._note_run(inputs)
-        with self._whole_edits():
+        with self.points.whole_edits():
             return self.hf_model(**inputs.kwargs(), **_positions(inputs.attention_mask), use_cache=False).logits
 
     def run_with_cache(
@@ -169,7 +168,7 @@ class HookedMLLM:
         must_fire = names_filter is not None and not callable(names_filter)
         with self.hooks(fwd_hooks=fwd_hooks), self.hooks(fwd_hooks=hooks, must_fire=must_fire):
             logits = self(inputs)
-        return logits, ActivationCache(cached, self.bridge, inputs, self._canonical)
+        return logits, ActivationCache(cached, self.bridge, inputs, self.points.canonical)
 
     def run_with_hooks(
         self, inputs: Inputs, *, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = ()
@@ -189,7 +188,7 @@ class HookedMLLM:
         Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
         """
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
-        with self.hooks(fwd_hooks=fwd_hooks), self._whole_edits(), torch.no_grad():
+        with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), torch.no_grad():
             self._note_run(inputs)
             tokens = self.hf_model.generate(**inputs.kwargs(), max_new_tokens=max_new_tokens, **options)
         new = tokens[:, inputs.tokens.shape[1] :]
@@ -206,41 +205,23 @@ class HookedMLLM:
         An edit at `hook_resid_mid` reaches the MLP and the skip path.
         """
         with ExitStack() as stack:
-            watch = liveness.Watch()
+            watch = Watch()
             self._watchers.append(watch)
             stack.callback(self._watchers.remove, watch)
             for pattern, fn in fwd_hooks:
-                for name in self._resolve(pattern):
-                    self._put(stack, name, liveness.guard(watch.track(name, fn), name, self._read_only), "fwd")
+                for name in self.points.resolve(pattern):
+                    self.points.put(stack, name, guard(watch.track(name, fn), name, self.points.read_only))
             for pattern, fn in bwd_hooks:
-                for name in self._resolve(pattern):
+                for name in self.points.resolve(pattern):
                     if name.endswith("hook_resid_mid"):
-                        raise liveness.InertHook(
+                        raise InertHook(
                             f"a gradient at {name} would miss the skip path; the gradient at "
                             f"{name.replace('resid_mid', 'attn_out')} is the whole one"
                         )
-                    self._put(stack, name, fn, "bwd")
+                    self.points.put(stack, name, fn, "bwd")
             yield self
             if must_fire:
                 watch.check()
-
-    def _put(self, stack: ExitStack, name: str, fn: Any, direction: Any, *, prepend: bool = False) -> None:
-        """Put `fn` on the hook point `name` until `stack` unwinds; it sees `name` as `hook.name`."""
-        point = self._points[name]
-        handle = point.add_hook(fn, dir=direction, alias_names=[name], prepend=prepend)
-        stack.callback(liveness.take_off, point, handle)
-
-    @contextmanager
-    def _whole_edits(self) -> Iterator[None]:
-        """Let what hooks return at `hook_resid_mid` reach the skip path, for the length of a run."""
-        with ExitStack() as stack:
-            for name, point in self._points.items():
-                if name.endswith("hook_resid_mid") and point.fwd_hooks:
-                    before, after, repair = liveness.reach_skip_path()
-                    self._put(stack, name, before, "fwd", prepend=True)
-                    self._put(stack, name, after, "fwd")
-                    self._put(stack, name.replace("resid_mid", "resid_post"), repair, "fwd", prepend=True)
-            yield
 
     @contextmanager
     def bind(self, *inputs: Inputs) -> Iterator[Any]:
@@ -274,7 +255,7 @@ class HookedMLLM:
                     "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
                 )
             rest = {name: value for name, value in bound[key].kwargs().items() if name != "input_ids"}
-            with self._whole_edits():
+            with self.points.whole_edits():
                 return plain(self.bridge, input, *args, **{**rest, **kwargs})
 
         object.__setattr__(self.bridge, "forward", forward)
@@ -288,7 +269,7 @@ class HookedMLLM:
     @property
     def hook_names(self) -> list[str]:
         """The name of every hook point that fires, one per point, in the order of the model."""
-        return list(self._live)
+        return list(self.points.live)
 
     @property
     def device(self) -> torch.device:
@@ -305,18 +286,18 @@ class HookedMLLM:
         """How many neurons each layer of each module has."""
         widths: dict[str, tuple[int, ...]] = {}
         for module in ("language", "vision", "projector"):
-            names = dict.fromkeys(neuron_hook(module, layer, "post") for layer in range(len(self._points)))
+            names = dict.fromkeys(neuron_hook(module, layer, "post") for layer in range(len(self.points.by_name)))
             widths[module] = tuple(
-                self.W_out(layer, module).shape[0] for layer in range(sum(n in self._points for n in names))
+                self.W_out(layer, module).shape[0] for layer in range(sum(name in self.points.by_name for name in names))
             )
         return widths
 
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
         """Return the output weights of a layer's neurons, a row each, as a view of the model's own."""
         name = neuron_hook(module, layer, "post")
-        if name not in self._points or (module == "projector" and layer):
+        if name not in self.points.by_name or (module == "projector" and layer):
             raise KeyError(f"{self.name} has no neurons in layer {layer} of {module!r}")
-        linear: Any = self.bridge.get_submodule(self._raw[name].rpartition(".")[0]).original_component
+        linear: Any = self.bridge.get_submodule(self.points.owner(name)).original_component
         return linear.weight.T
 
     @property
@@ -368,28 +349,13 @@ class HookedMLLM:
                 attention.attach(module, scores, pattern)
         self.hf_model.set_attn_implementation(attention.NAME)
 
-    def _dead(self, name: str) -> str | None:
-        return liveness.lookup(name, self.family.dead | liveness.DEAD_WITH_NATIVE_ATTENTION)
-
-    def _resolve(self, pattern: str) -> list[str]:
-        """Return our names of the hook points that `pattern` (one name in any spelling, or a glob of ours) stands for."""
-        if pattern in self._canonical:
-            name = self._canonical[pattern]
-            if (instead := self._dead(name)) is not None:
-                raise liveness.InertHook(f"{pattern} never fires in this model: use {instead}")
-            return [name]
-        matches = [name for name in self._live if fnmatchcase(name, pattern)]
-        if not matches:
-            raise liveness.unknown(pattern, self._canonical)
-        return matches
-
     def _select(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:
-            return [name for name in self._live if not any(fnmatchcase(name, left_out) for left_out in LEFT_OUT)]
+            return [name for name in self.points.live if not any(fnmatchcase(name, left_out) for left_out in LEFT_OUT)]
         if callable(names_filter):
-            return [name for name in self._live if names_filter(name)]
+            return [name for name in self.points.live if names_filter(name)]
         patterns = [names_filter] if isinstance(names_filter, str) else names_filter
-        return list(dict.fromkeys(name for pattern in patterns for name in self._resolve(pattern)))
+        return list(dict.fromkeys(name for pattern in patterns for name in self.points.resolve(pattern)))
 
     def _note_run(self, inputs: Inputs) -> None:
         for watch in self._watchers:

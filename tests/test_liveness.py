@@ -39,7 +39,7 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
     middle = {str(layer) for layer in range(1, model.cfg.n_layers - 1)}
     for name in model.hook_names:  # the first and the last layer: the others are like them
         layer = name.removeprefix("vision.").split(".")[1] if "blocks." in name else None
-        if lookup(name, model._read_only) is None and layer not in middle:
+        if lookup(name, model.points.read_only) is None and layer not in middle:
             after = model.run_with_hooks(inputs, fwd_hooks=[(name, shake)])
             if (after - before).abs().max() < 1e-4:
                 unseen.append(name)
@@ -48,7 +48,7 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
 
 @torch.no_grad()
 def test_every_read_only_point_can_be_read_and_refuses_an_edit(model, batches):
-    inputs, refused = batches["one"], [name for name in model.hook_names if lookup(name, model._read_only) is not None]
+    inputs, refused = batches["one"], [name for name in model.hook_names if lookup(name, model.points.read_only) is not None]
     assert refused
     for name in refused:
         model.run_with_hooks(inputs, fwd_hooks=[(name, nothing)])
@@ -63,7 +63,7 @@ def test_what_is_read_only_in_the_tower_truly_does_not_reach_the_plain_model(mod
     inputs = batches["one"]
     dead = len(plain.model.vision_tower.encoder.layers) - 1
     name = f"vision.blocks.{dead}.mlp.hook_post"
-    if lookup(name, model._read_only) is None:
+    if lookup(name, model.points.read_only) is None:
         pytest.skip("this model reads its tower's last block")
     assert torch.equal(raw.logits(plain, inputs, {name: lambda x: x * 0}), raw.logits(plain, inputs))
 
@@ -80,11 +80,11 @@ def test_what_is_read_only_in_the_tower_truly_does_not_reach_the_plain_model(mod
     ],
 )
 def test_a_dead_hook_is_refused_and_names_the_live_one(small, dead, instead):
-    if dead not in small._canonical:
+    if dead not in small.points.canonical:
         pytest.skip(f"this version of TransformerLens has no {dead}")
     with leaves_no_hooks(small), pytest.raises(InertHook, match=f"never fires.*{instead}"):
         small.run_with_hooks(ask(small, "one"), fwd_hooks=[(dead, nothing)])
-    assert small._canonical[dead] not in small.hook_names
+    assert small.points.canonical[dead] not in small.hook_names
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_hook_that_no_run_reached_is_reported(small):
     with pytest.raises(KeyError, match="was not cached"):
         small.run_with_cache(text, "vision.*")[1]["vision.blocks.0.attn.hook_z"]
     with pytest.raises(InertHook, match="no run reached"), small.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", nothing)]):
-        small._points["blocks.0.hook_resid_pre"]._forward_hooks.clear()  # as if the point had not fired
+        small.points.by_name["blocks.0.hook_resid_pre"]._forward_hooks.clear()  # as if the point had not fired
         small(image)
 
 
@@ -141,7 +141,7 @@ def test_transformerlens_own_spellings_and_ours_are_the_same_point(small):
 
 
 def test_every_point_has_one_name(small):
-    points = [id(small._points[name]) for name in small.hook_names]
+    points = [id(small.points.by_name[name]) for name in small.hook_names]
     assert len(set(points)) == len(points) == len(set(small.hook_names))
 
 
