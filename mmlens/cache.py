@@ -33,7 +33,14 @@ class ActivationCache(TransformerLensCache):
             return super().__getitem__(key)
         except KeyError as error:
             shown = ", ".join(list(self.cache_dict)[:4])
-            raise KeyError(f"{key!r} was not cached; cached are {len(self)} activations: {shown}, ...") from error
+            hint = "; patterns and scores are cached where they are named, as '*.hook_pattern'"
+            raise KeyError(
+                f"{key!r} was not cached; cached are {len(self)} activations: {shown}, ..."
+                + (hint if any(word in str(key) for word in ("pattern", "scores")) else "")
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"ActivationCache({len(self)} activations of {self.inputs!r})"
 
     def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
         """Return the stream as merged embedding + attention + MLP outputs; see TransformerLens for the arguments.

@@ -104,7 +104,7 @@ class Row:
     answer: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """A left-padded batch of text and media: what the model reads, and what each position of the stream holds.
 
@@ -152,6 +152,12 @@ class Inputs:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def __repr__(self) -> str:
+        rows, length = self.tokens.shape
+        held = {kind: int((self.modality == index).sum()) for index, kind in enumerate(MODALITIES)}
+        shown = ", ".join(f"{count} {kind}" for kind, count in held.items() if count)
+        return f"Inputs({rows} row{'s' * (rows != 1)} of {length} positions: {shown})"
 
     def mask(self, *groups: str) -> Bool[Tensor, "batch pos"]:
         """Return where the stream holds any of `groups`.

@@ -31,12 +31,15 @@ NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """What a model wrote: `tokens` [batch, prompt + new], and the new `text` of each row."""
 
     tokens: Int[Tensor, "batch pos"]
     text: list[str]
+
+    def __repr__(self) -> str:
+        return f"Generation({', '.join(map(repr, self.text))})"
 
 
 class HookedMLLM:
@@ -67,6 +70,10 @@ class HookedMLLM:
         self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
         self._use_our_attention()
+
+    def __repr__(self) -> str:
+        neurons = ", ".join(f"{sum(widths):,} {module}" for module, widths in self.widths.items())
+        return f"HookedMLLM({self.name}: {self.family.model_type}, {self.cfg.n_layers} layers, neurons: {neurons})"
 
     @classmethod
     def from_pretrained(
@@ -321,7 +328,10 @@ class HookedMLLM:
         return torch.tanh(logits / cap) * cap if cap > 0 else logits
 
     def to_token(self, word: str) -> int:
-        """Return the first token of `word`, as it would continue a prompt. Raises ValueError for an empty or unknown one."""
+        """Return the first token of `word`: with its leading space, where the tokenizer tells " car" from "car".
+
+        Raises ValueError for an empty or unknown word.
+        """
         ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids or ids[0] == self.tokenizer.unk_token_id:
             raise ValueError(f"{word!r} has no token in this model's vocabulary")

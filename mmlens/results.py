@@ -122,11 +122,15 @@ class Provenance(Storable):
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Result(Storable):
-    """What an analysis returns: tensors and how they came about."""
+    """What an analysis returns: tensors and how they came about. It is shown by the shapes of its tensors."""
 
     provenance: Provenance
+
+    def __repr__(self) -> str:
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "provenance"]
+        return f"{type(self).__name__}({', '.join(_shown(name, getattr(self, name)) for name in fields)})"
 
 
 def hash_weights(weights: dict[str, Tensor]) -> str:
@@ -149,6 +153,13 @@ def hash_weights(weights: dict[str, Tensor]) -> str:
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
     return tuple((package, version(package)) for package in PACKAGES)
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{name} {list(value.shape)}"
+    text = repr(value)
+    return f"{name}={text if len(text) < 80 else text[:76] + '...'}"
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from support import ask
 
 from mmlens import HookedMLLM, Neurons
+from mmlens.analysis import logit_lens
 from mmlens.results import Provenance, Result, Storable
 from mmlens.testing import tiny
 
@@ -127,3 +128,16 @@ def test_what_can_not_be_saved_is_refused_by_its_place_and_leaves_no_file(tmp_pa
     with pytest.raises(TypeError, match="text keys"):
         Inner(torch.zeros(1), {1: "a"}).save(tmp_path / "inner")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_shown_by_its_shapes_and_inputs_by_what_they_hold(small):
+    inputs = ask(small, "padded")
+    logits, cache = small.run_with_cache(inputs, "*.hook_resid_post")
+    assert repr(logit_lens(small, inputs, top_k=3)).startswith(f"LogitLens(tokens [4, 2, {logits.shape[1]}, 3], ")
+    counts = {kind: int(inputs.mask(kind).sum()) for kind in ("text", "special", "image", "pad")}
+    assert repr(inputs).endswith(": " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ")")
+    assert repr(cache) == f"ActivationCache({len(cache)} activations of {inputs!r})"
+    assert "3 layers" in repr(small) and "144 language" in repr(small)
+    assert repr(small.generate(inputs, max_new_tokens=2)).startswith("Generation('")
+    with pytest.raises(KeyError, match="where they are named"):
+        cache["pattern", 0]

@@ -16,7 +16,7 @@ from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AblationCurve(Result):
     """The target's log-probability (nats) and the predicted token, with the first `ks[i]` neurons switched off.
 

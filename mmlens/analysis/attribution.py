@@ -13,7 +13,7 @@ from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Attribution(Result):
     """The score of every neuron for each row's target token.
 

@@ -11,7 +11,7 @@ from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Decoding(Result):
     """The top words of each neuron: `tokens`, how far it raises their logits per unit of activation, and as text."""
 

@@ -14,7 +14,7 @@ from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReceptiveField(Result):
     """Each neuron's activation over the positions of one image; times its sign, where signs were given."""
 

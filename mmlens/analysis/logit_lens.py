@@ -14,7 +14,7 @@ from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LogitLens(Result):
     """What the model would predict from the residual stream, at every layer and position.
 

@@ -14,7 +14,7 @@ from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Patching(Result):
     """How much of the clean run's metric comes back: 0 is the corrupted run, 1 the clean one.
 

@@ -22,7 +22,7 @@ NEW_TOKENS = 24
 RENAMED = {noun for nouns in pictoworld.RENAMED.values() for noun in nouns.values()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SwitchedOff(Result):
     """The answers that the model writes with the first `tried[i]` neurons off at the image positions.
 
@@ -60,7 +60,7 @@ class SwitchedOff(Result):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Rate(Result):
     """In which of many other held-out scenes the answer changes without `number` neurons, chosen for each scene anew.
 
