@@ -109,7 +109,7 @@ def test_blocks_behind_the_layer_that_is_read_can_not_be_edited_and_do_not_matte
             with pytest.raises(InertHook, match=r"projector\.hook_in"):
                 model.run_with_hooks(inputs, fwd_hooks=edit)
     last = f"vision.blocks.{live - 1}.hook_resid_post"  # transformers has recorded it before the hook point
-    assert lookup(last, model._read_only) == "projector.hook_in"
+    assert lookup(last, model.points.read_only) == "projector.hook_in"
 
 
 @torch.no_grad()
