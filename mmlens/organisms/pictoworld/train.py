@@ -27,7 +27,6 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mmlens.organisms import CHECKPOINTS
 from mmlens.organisms.pictoworld import world
 from mmlens.organisms.pictoworld.batches import IMAGE_POSITIONS, Batch, image_batch, patch_batch, text_batch
 from mmlens.organisms.pictoworld.evaluate import image_features, measure_image, measure_notes, patch_probe
@@ -256,7 +255,7 @@ def _processor_name() -> str:
 def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=CHECKPOINTS["pictoworld"].parent)
+    parser.add_argument("--out", type=Path, default=Path("runs/pictoworld"), help="where the folders go (runs/pictoworld)")
     parser.add_argument("--steps", type=int, help="steps of every stage, instead of each stage's own number")
     parser.add_argument("--batch", type=int, help="rows of every batch, instead of each stage's own number")
     parser.add_argument("--seed", type=int, default=0)
