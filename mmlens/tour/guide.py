@@ -10,10 +10,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmlens import metrics, plot
-from mmlens.analysis import ablation_curve, activation_patching, decode, grad_x_activation, logit_lens, receptive_field
+from mmlens.analysis import (
+    Attribution,
+    ablation_curve,
+    activation_patching,
+    decode,
+    grad_x_activation,
+    logit_lens,
+    receptive_field,
+)
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
-from mmlens.neurons import top_k
+from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 from mmlens.targets import answer_word, continued
 from mmlens.tour import sentences
@@ -113,13 +121,14 @@ def tour(
         sections.append(_lens(model, found))
         if answer:
             step(STEPS[2])
-            sections.append(_neurons(model, found))
+            scored = grad_x_activation(model, until, token)
+            neurons = ranked(model, scored)
+            sections.append(_neurons(model, found, scored, neurons))
             step(STEPS[3])
-            sections.append(_ablation(model, found))
+            sections.append(_ablation(model, found, neurons))
             step(STEPS[4])
             sections.append(_patching(model, found))
             step(STEPS[5])
-            neurons = ranked(model, until, token)
             switched = switch_off(model, inputs, neurons, numbers_to_try(neurons), draws=draws, seed=seed)
             found.save("switched_off", switched)
             step(STEPS[6])
@@ -178,12 +187,10 @@ def _lens(model: HookedMLLM, found: Found) -> Section:
     )
 
 
-def _neurons(model: HookedMLLM, found: Found) -> Section:
-    inputs = found.inputs
-    result = grad_x_activation(model, inputs, found.token)
+def _neurons(model: HookedMLLM, found: Found, result: Attribution, neurons: Neurons) -> Section:
+    inputs, top = found.inputs, neurons[:COMPARED]
     found.save("attribution", result)
     assert result.activation is not None, "reduce='max' keeps activations"
-    top = top_k(result.scores[0], min(COMPARED, sum(model.widths["language"]) // 10), widths=model.widths)
     control = top.random_like(seed=found.seed)
     fired = [torch.stack([result.activation[0, layer, unit] for _, layer, unit in group]) for group in (top, control)]
     decoding = decode(model, top[:SHOWN], k=5, sign=fired[0][:SHOWN])
@@ -205,8 +212,7 @@ def _neurons(model: HookedMLLM, found: Found) -> Section:
     )
 
 
-def _ablation(model: HookedMLLM, found: Found) -> Section:
-    neurons = ranked(model, found.inputs, found.token)
+def _ablation(model: HookedMLLM, found: Found, neurons: Neurons) -> Section:
     ks = [0, *numbers_to_try(neurons)]
     result = ablation_curve(model, found.inputs, found.token, neurons, ks=ks, draws=found.draws, seed=found.seed)
     found.save("ablation_curve", result)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmlens.analysis import grad_x_activation
+from mmlens.analysis import Attribution, grad_x_activation
 from mmlens.hooks import ablate
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -139,7 +139,8 @@ def rate(model: HookedMLLM, number: int, *, scenes: int, seed: int, but: int) ->
         out = model.generate(inputs, max_new_tokens=NEW_TOKENS)
         if not out.text[0]:
             continue
-        own = ranked(model, *forced(model, inputs, out.tokens[0, inputs.tokens.shape[1] :]))[:number]
+        until, token = forced(model, inputs, out.tokens[0, inputs.tokens.shape[1] :])
+        own = ranked(model, grad_x_activation(model, until, token))[:number]
         control = own.random_like(seed=seed * 1000 + scene.seed[2])
         where = inputs.mask("image")
         ours, random = (_without(model, inputs, chosen, where) != out.text[0] for chosen in (own, control))
@@ -162,10 +163,9 @@ def forced(
     return continued(inputs, new[:index]), new[index : index + 1]
 
 
-def ranked(model: HookedMLLM, inputs: Inputs, token: Int[Tensor, " 1"]) -> Neurons:
-    """Return the neurons by gradient x activation at the image positions, as many as a tenth of all, best first."""
-    scores = grad_x_activation(model, inputs, token).scores[0]
-    return top_k(scores, max(1, sum(model.widths["language"]) // 10), widths=model.widths)
+def ranked(model: HookedMLLM, scored: Attribution) -> Neurons:
+    """Return the neurons by their score in the first row, as many as a tenth of all, best first."""
+    return top_k(scored.scores[0], max(1, sum(model.widths["language"]) // 10), widths=model.widths)
 
 
 def _without(model: HookedMLLM, inputs: Inputs, neurons: Neurons, where: Tensor) -> str:

@@ -22,13 +22,18 @@ def test_switching_off_a_nouns_neurons_breaks_its_answers_in_other_scenes_of_the
 
 def test_switching_off_a_nouns_neurons_in_the_tuned_model_is_reported(organisms, report, expectations):
     survival, _ = fair_form(organisms["pictoworld"], "pictoworld", report, expectations)
-    assert set(survival) == set(CONTROLS)
+    for control in CONTROLS:
+        assert survival[control][0] < 0, f"own - {control}: {survival[control]}"
 
 
 def test_shuffled_weights_are_a_row_of_the_table(report, expectations):
     """No answers to break: the row is the change of the noun's logit."""
-    _, change = fair_form(random_weights("pictoworld-frozen"), "weights shuffled", report, expectations, need_correct=False)
-    assert all(abs(value) < float("inf") for value in change.values())
+    model, settings = random_weights("pictoworld-frozen"), expectations["causal"]
+    examples = scenes_of(settings)
+    right = len(correct_ones(model, examples)) / len(examples)
+    report("accuracy: weights shuffled: noun after its colour", right, right, right, len(examples))
+    assert right <= settings["shuffled_weights_right_at_most"]
+    fair_form(model, "weights shuffled", report, expectations, need_correct=False)
 
 
 def test_the_circular_form_is_reported_as_circular(organisms, report, expectations):
@@ -72,9 +77,7 @@ def fair_form(model, name, report, expectations, need_correct=True):
     for index, noun in enumerate(nouns):
         own, active = found[noun]
         sets = {"own": [own], CONTROLS[0]: [found[nouns[(index + 1) % len(nouns)]][0]], CONTROLS[1]: [active]}
-        sets[CONTROLS[2]] = [
-            own.random_like(seed=settings["seed"] + d, exclude=own) for d in range(settings["random_draws"])
-        ]
+        sets[CONTROLS[2]] = [own.random_like(seed=settings["seed"] + d) for d in range(settings["random_draws"])]
         for batch in batches(concepts[noun][1]):
             inputs, tokens = inputs_of(model, batch)
             images += [example.image for example in batch]

@@ -1,12 +1,12 @@
 """Trains both checkpoints: `python -m mmlens.organisms.pictoworld.train [--out DIR] [--steps N] [--only STAGE]`.
 
-Four stages, each of which writes its weights to OUT/work, logs to OUT/work/training.jsonl, and is skipped if its weights
-are there:
+Four stages, each of which writes its weights and a line of training.jsonl to the folder `work` in DIR, and is skipped if
+its weights are there:
 
 language    the language model, on text alone
 vision      the vision tower, on the class of every patch (supervised; no words)
-projector   the linear projector between the two, which stay frozen -> OUT/pictoworld-frozen
-tuning      everything together, on images and, so that it still reads notes, on text -> OUT/pictoworld
+projector   the linear projector between the two, which stay frozen -> DIR's pictoworld-frozen
+tuning      everything together, on images and, so that it still reads notes, on text -> DIR's pictoworld
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def train(
     only: str | None = None,
     check: int = 100,
 ) -> None:
-    """Runs the stages whose results OUT/work lacks, in order; each is checked on `check` held-out scenes and logged.
+    """Runs the stages whose results `out`'s folder `work` lacks, in order; each is checked on `check` held-out scenes and logged.
 
     steps, batch: for every stage, instead of each stage's own number.
     only: the one stage to run (the first two do not need each other and can run side by side).
