@@ -53,7 +53,7 @@ def train(
     only: str | None = None,
     check: int = 100,
 ) -> None:
-    """Runs the stages whose results `out`'s folder `work` lacks, in order; each is checked on `check` held-out scenes and logged.
+    """Runs, in order, the stages whose weights `out`'s folder `work` lacks; each is checked on held-out scenes, and logged.
 
     steps, batch: for every stage, instead of each stage's own number.
     only: the one stage to run (the first two do not need each other and can run side by side).
