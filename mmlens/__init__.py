@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmlens import hooks, metrics
     from mmlens.cache import ActivationCache
-    from mmlens.inputs import Grid, Inputs, Span
+    from mmlens.grid import Grid, Tiles, Timeline
+    from mmlens.inputs import Inputs, Span
+    from mmlens.media import Sound, Video
     from mmlens.model import Generation, HookedMLLM
     from mmlens.neurons import Neurons, top_k
 
@@ -17,7 +19,11 @@ __all__ = [
     "HookedMLLM",
     "Inputs",
     "Neurons",
+    "Sound",
     "Span",
+    "Tiles",
+    "Timeline",
+    "Video",
     "hooks",
     "metrics",
     "top_k",
@@ -25,7 +31,9 @@ __all__ = [
 
 _FILES = {
     "cache": ("ActivationCache",),
-    "inputs": ("Grid", "Inputs", "Span"),
+    "grid": ("Grid", "Tiles", "Timeline"),
+    "inputs": ("Inputs", "Span"),
+    "media": ("Sound", "Video"),
     "model": ("Generation", "HookedMLLM"),
     "neurons": ("Neurons", "top_k"),
 }

@@ -20,9 +20,12 @@ NAME = "mmlens"
 _POINTS = "_mmlens_hook_points"
 
 
-def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint) -> None:
-    """Let the attention `module` find its hook points, outside of nn.Module's own registration."""
-    object.__setattr__(module, _POINTS, (scores, pattern))
+def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint, **parts: HookPoint) -> None:
+    """Let the attention `module` find its hook points, outside of nn.Module's own registration.
+
+    `parts` are the points of `q`, `k` and `v` where they come from one linear map, and so have no module of their own.
+    """
+    object.__setattr__(module, _POINTS, (scores, pattern, parts))
 
 
 def attention(
@@ -38,12 +41,13 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head d_value"], None]:
     """Return what attention hands to the output projection, and no weights; the signature is transformers' own."""
-    points: tuple[HookPoint, HookPoint] | None = getattr(module, _POINTS, None)
-    if points is None or not any(_watched(point) for point in points):
+    scores_point, pattern_point, parts = getattr(module, _POINTS, (None, None, {}))
+    if parts:
+        query, key, value = (_through(parts.get(part), x) for part, x in zip("qkv", (query, key, value), strict=True))
+    if scores_point is None or pattern_point is None or not (_watched(scores_point) or _watched(pattern_point)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
         )  # pyright: ignore[reportReturnType]
-    scores_point, pattern_point = points
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -53,6 +57,11 @@ def attention(
     pattern = pattern_point(torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
     pattern = torch.nn.functional.dropout(pattern, p=dropout, training=module.training)
     return (pattern @ value).transpose(1, 2).contiguous(), None
+
+
+def _through(point: HookPoint | None, heads: Tensor) -> Tensor:
+    """Return queries, keys or values [batch, head, pos, d_head] after their point, which sees [batch, pos, head, d_head]."""
+    return heads if point is None or not _watched(point) else point(heads.transpose(1, 2)).transpose(1, 2)
 
 
 def _watched(point: HookPoint) -> bool:

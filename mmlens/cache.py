@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache as TransformerLensCache
 
+from mmlens.hooks import module_of
 from mmlens.inputs import Inputs
-
-TOWERS = ("vision.", "audio.", "projector.")
 
 
 class ActivationCache(TransformerLensCache):
@@ -86,7 +85,7 @@ class ActivationCache(TransformerLensCache):
         """Return this cache without its batch axis (batch of one). Tower entries keep theirs: it counts images."""
         if len(self.inputs) != 1:
             raise ValueError(f"only a batch of one has a batch axis to remove, this one has {len(self.inputs)} rows")
-        towers = {name: value for name, value in self.cache_dict.items() if name.startswith(TOWERS)}
+        towers = {name: value for name, value in self.cache_dict.items() if module_of(name) != "language"}
         super().remove_batch_dim(batch_size=1)
         self.cache_dict.update(towers)
         return self

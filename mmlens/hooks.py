@@ -6,6 +6,7 @@ positions (None: every position at every step), so during generation it acts at 
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,9 @@ from mmlens.neurons import Neurons
 HookFn = Callable[..., Tensor | None]
 Hook = tuple[str, HookFn]
 Site = Literal["pre", "gate_act", "post"]
+LANGUAGE = ("blocks.", "embed.", "hook_", "pos_embed.", "rotary_emb", "ln_final.", "unembed.")
+STEP: ContextVar[int] = ContextVar("step", default=0)
+"""Which run of a generation this is: 0 is the prompt, whose positions masks are about."""
 
 
 def feed(sink: Callable[[Tensor, Any], None], *, where: Bool[Tensor, "batch pos"] | None = None) -> HookFn:
@@ -156,6 +160,11 @@ def permute(where: Bool[Tensor, "batch pos"], *, seed: int) -> HookFn:
     return shuffle
 
 
+def module_of(name: str) -> str:
+    """Return which module a hook point belongs to: `language`, or the tower or projector that its name begins with."""
+    return "language" if name.startswith(LANGUAGE) else name.partition(".")[0]
+
+
 def neuron_hook(module: str, layer: int, site: Literal["pre", "pre_linear", "post"]) -> str:
     """Return the name of the hook point that holds the neurons of a module's layer at `site`."""
     prefix = {"language": f"blocks.{layer}.mlp", "projector": "projector"}.get(module, f"{module}.blocks.{layer}.mlp")
@@ -211,10 +220,10 @@ def _edit(
 def _at(where: Tensor, activation: Tensor, hook: Any, axis: int = 1) -> Tensor | None:
     """Return `where` on the activation's device, or None at a decoding step, whose one position is not the prompt's."""
     batch, length = activation.shape[0], activation.shape[axis]
+    if STEP.get():
+        return None
     if where.shape == (batch, length):
         return where.to(activation.device)
-    if length == 1 and where.shape[0] == batch:
-        return None
     raise ValueError(
         f"{hook.name} has [batch, pos] = [{batch}, {length}], the mask has {list(where.shape)}: make it from the inputs of "
         "this run, for instance inputs.mask('image')"

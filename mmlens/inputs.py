@@ -1,80 +1,21 @@
 """Text and media as one object that knows which position of the stream holds what."""
 
 import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mmlens.results import Storable
+from mmlens.grid import Grid, Place, Tiles
 
 Modality = Literal["text", "special", "image", "video", "audio", "pad"]
 MODALITIES: tuple[Modality, ...] = ("text", "special", "image", "video", "audio", "pad")
 MEDIA: tuple[Modality, ...] = ("image", "video", "audio")
-
-
-@dataclass(frozen=True)
-class Grid(Storable):
-    """Where the positions of one image lie on it: `rows` x `columns`, row by row, over `region` of the image.
-
-    `region` is (left, top, right, bottom) in pixels of the original image: the part that the tower saw, which a
-    centre crop makes smaller than the image. `size` is the original image's (width, height).
-    """
-
-    rows: int
-    columns: int
-    region: tuple[float, float, float, float]
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return self.rows * self.columns
-
-    def box(self, index: int) -> tuple[float, float, float, float]:
-        """Return (left, top, right, bottom) in pixels of the original image for the image's `index`-th position."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"this grid has positions 0 to {len(self) - 1} ({self.rows} x {self.columns}), got {index}")
-        left, top, right, bottom = self.region
-        width, height = (right - left) / self.columns, (bottom - top) / self.rows
-        row, column = divmod(index, self.columns)
-        return (left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height)
-
-    def index(self, x: float, y: float) -> int | None:
-        """Return which position holds the pixel (x, y) of the original image, or None where the tower saw nothing."""
-        left, top, right, bottom = self.region
-        if not (left <= x < right and top <= y < bottom):
-            return None
-        column = int((x - left) / (right - left) * self.columns)
-        row = int((y - top) / (bottom - top) * self.rows)
-        return min(row, self.rows - 1) * self.columns + min(column, self.columns - 1)
-
-    def overlap(self, mask: Bool[Tensor, "height width"]) -> Float[Tensor, " position"]:
-        """Return, for every position, the fraction of its box that `mask` (of the original image) covers.
-
-        A box edge that cuts a pixel counts that pixel in part. Raises ValueError for a mask of another size.
-        """
-        width, height = self.size
-        if tuple(mask.shape) != (height, width):
-            raise ValueError(f"a mask for this image is [{height}, {width}] (height, width), got {list(mask.shape)}")
-        left, top, right, bottom = self.region
-        across = _coverage(left, right, self.columns, width)
-        down = _coverage(top, bottom, self.rows, height)
-        area = (right - left) / self.columns * (bottom - top) / self.rows
-        return (down @ mask.to(torch.float64) @ across.T).flatten() / area
-
-
-def _coverage(start: float, stop: float, cells: int, pixels: int) -> Tensor:
-    """Return how much of each pixel each of `cells` equal cells of [start, stop) covers: [cell, pixel]."""
-    edges = torch.linspace(start, stop, cells + 1, dtype=torch.float64)
-    pixel = torch.arange(pixels, dtype=torch.float64)
-    low = torch.maximum(edges[:-1, None], pixel)
-    high = torch.minimum(edges[1:, None], pixel + 1)
-    return (high - low).clamp(min=0)
+_PART = re.compile(r"(?P<kind>image|video|audio):(?P<medium>\d+)(?:/(?P<part>tile|frame):(?P<number>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -92,16 +33,33 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One example as a family encodes it, before padding: tokens, what each holds, and what the towers are fed."""
+    """One example as a family encodes it, before padding: tokens, what each holds, and what the towers are fed.
+
+    `medium` numbers images, then videos, then sounds (-1: none), as `grids` and `media` do. `stream` is what the model
+    takes beside the tokens, a number per position (`mm_token_type_ids` and kin); `tower` has a leading axis of media,
+    tiles or patches, along which rows are joined.
+    """
 
     text: str
     tokens: list[int]
     modality: list[Modality]
     medium: list[int]
     tower: dict[str, Tensor]
-    grids: tuple[Grid | None, ...] = ()
+    grids: tuple[Place, ...] = ()
     media: tuple[Any, ...] = ()
+    stream: dict[str, list[int]] = field(default_factory=dict)
     answer: int = 0
+
+    def answered(self, tokens: Sequence[int], **stream: int) -> "Row":
+        """Return this row with the answer `tokens` behind it; `stream` says what they are in there (0 unless said)."""
+        return replace(
+            self,
+            tokens=[*self.tokens, *tokens],
+            modality=[*self.modality, *["text"] * len(tokens)],
+            medium=[*self.medium, *[-1] * len(tokens)],
+            stream={name: [*values, *[stream.get(name, 0)] * len(tokens)] for name, values in self.stream.items()},
+            answer=len(tokens),
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,8 +67,9 @@ class Inputs:
     """A left-padded batch of text and media: what the model reads, and what each position of the stream holds.
 
     `tokens`, `attention_mask`: [batch, pos], media placeholders expanded. `tower`: what the towers are fed
-    (`pixel_values` and kin), one leading entry per medium of the batch. `grids[row][medium]` maps a medium's positions
-    to pixels, or is None where there is no map. `media[row][medium]` is the original image or sound.
+    (`pixel_values` and kin), in the order of the rows. `stream`: what the model takes beside the tokens, [batch, pos].
+    `grids[row][medium]` maps a medium's positions to pixels or seconds, or is None where there is no map.
+    `media[row][medium]` is the original image, video or sound: images first, then videos, then sounds.
     """
 
     text: tuple[str, ...]
@@ -120,8 +79,9 @@ class Inputs:
     medium: Int[Tensor, "batch pos"]
     answer: Bool[Tensor, "batch pos"]
     tower: dict[str, Tensor]
-    grids: tuple[tuple[Grid | None, ...], ...]
+    grids: tuple[tuple[Place, ...], ...]
     media: tuple[tuple[Any, ...], ...]
+    stream: dict[str, Int[Tensor, "batch pos"]] = field(default_factory=dict)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row], *, pad: int) -> "Inputs":
@@ -133,7 +93,8 @@ class Inputs:
         def padded(values: Sequence[int], fill: int) -> list[int]:
             return [fill] * (length - len(values)) + list(values)
 
-        names = list(rows[0].tower) if rows[0].tower else next((list(row.tower) for row in rows if row.tower), [])
+        towers = dict.fromkeys(name for row in rows for name in row.tower)
+        streams = dict.fromkeys(name for row in rows for name in row.stream)
         return cls(
             text=tuple(row.text for row in rows),
             tokens=torch.tensor([padded(row.tokens, pad) for row in rows]),
@@ -145,9 +106,10 @@ class Inputs:
             answer=torch.tensor(
                 [padded([i >= len(row.tokens) - row.answer for i in range(len(row.tokens))], False) for row in rows]
             ),
-            tower={name: torch.cat([row.tower[name] for row in rows if row.tower]) for name in names},
+            tower={name: _joined([row.tower[name] for row in rows if name in row.tower]) for name in towers},
             grids=tuple(row.grids for row in rows),
             media=tuple(row.media for row in rows),
+            stream={name: torch.tensor([padded(row.stream.get(name, []), 0) for row in rows]) for name in streams},
         )
 
     def __len__(self) -> int:
@@ -162,9 +124,10 @@ class Inputs:
     def mask(self, *groups: str) -> Bool[Tensor, "batch pos"]:
         """Return where the stream holds any of `groups`.
 
-        A group is a modality (`text`, `special`, `image`, `video`, `audio`, `pad`), one medium of each row (`image:0`),
-        `answer` (the tokens given as `answer=`), `prompt` (all real positions before it) or `all` (all real positions).
-        Raises KeyError for another name.
+        A group is a modality (`text`, `special`, `image`, `video`, `audio`, `pad`), one medium of each row (`image:0`,
+        `video:1`), a part of it (`image:0/tile:2`; `video:0/frame:3`, a frame that was given), `answer` (the tokens
+        given as `answer=`), `prompt` (all real positions before it) or `all` (all real positions). Raises KeyError for
+        another name.
         """
         where = torch.zeros_like(self.tokens, dtype=torch.bool)
         for group in groups:
@@ -173,11 +136,10 @@ class Inputs:
 
     def _group(self, group: str) -> Bool[Tensor, "batch pos"]:
         real = self.attention_mask.bool()
-        name, _, medium = group.partition(":")
         if group in MODALITIES:
             return self.modality == MODALITIES.index(group)
-        if name in MEDIA and medium.isdigit():
-            return (self.modality == MODALITIES.index(name)) & (self.medium == int(medium))
+        if named := _PART.fullmatch(group):
+            return self._medium(named["kind"], int(named["medium"]), named["part"], int(named["number"] or 0))
         if group == "answer":
             return self.answer
         if group == "prompt":
@@ -185,9 +147,30 @@ class Inputs:
         if group == "all":
             return real
         raise KeyError(
-            f"a group of positions is one of {', '.join(MODALITIES)}, one medium such as 'image:0', 'answer', 'prompt' "
-            f"or 'all'; got {group!r}"
+            f"a group of positions is one of {', '.join(MODALITIES)}, one medium such as 'image:0', a part of it such as "
+            f"'image:0/tile:1' or 'video:0/frame:2', 'answer', 'prompt' or 'all'; got {group!r}"
         )
+
+    def _medium(self, kind: str, number: int, part: str | None, index: int) -> Bool[Tensor, "batch pos"]:
+        """Return where each row holds its `number`-th medium of a kind, or one tile or frame of it."""
+        where = torch.zeros_like(self.tokens, dtype=torch.bool)
+        for row in range(len(self)):
+            of_kind = self.modality[row] == MODALITIES.index(kind)
+            owners = self.medium[row][of_kind].unique()  # sorted
+            if number >= len(owners):
+                continue
+            own = of_kind & (self.medium[row] == owners[number])
+            if part is not None:
+                place = self.grids[row][int(owners[number])]
+                tiles = place.grids if isinstance(place, Tiles) else (place,) if isinstance(place, Grid) else ()
+                chosen = [
+                    index == tile if part == "tile" else grid.frames is not None and grid.frames[0] <= index < grid.frames[1]
+                    for tile, grid in enumerate(tiles)
+                    for _ in range(len(grid))
+                ] or [False] * int(own.sum())
+                own[own.clone()] = torch.tensor(chosen, device=own.device)
+            where[row] = own
+        return where
 
     def last(self) -> Bool[Tensor, "batch pos"]:
         """Return a mask of each row's last real position, the `answer` included: where the next token is predicted."""
@@ -210,11 +193,12 @@ class Inputs:
     def to(self, device: torch.device | str) -> "Inputs":
         """Return these inputs with every tensor on `device`."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, tower={name: value.to(device) for name, value in self.tower.items()})
+        fed = {part: {name: value.to(device) for name, value in getattr(self, part).items()} for part in ("tower", "stream")}
+        return replace(self, **tensors, **fed)
 
     def kwargs(self) -> dict[str, Tensor]:
-        """Return what transformers' forward and `generate` take: input_ids, attention_mask and the towers' tensors."""
-        return {"input_ids": self.tokens, "attention_mask": self.attention_mask, **self.tower}
+        """Return what transformers' forward and `generate` take: input_ids, attention_mask, stream and tower tensors."""
+        return {"input_ids": self.tokens, "attention_mask": self.attention_mask, **self.stream, **self.tower}
 
     def digest(self) -> str:
         """Return a SHA-256 (first 16 hex digits) of tokens, mask and tower tensors: equal inputs have equal digests."""
@@ -227,43 +211,12 @@ class Inputs:
         return sha.hexdigest()[:16]
 
 
-def images_per_row(images: Any, rows: int, *, single: bool) -> list[list[Image.Image]]:
-    """Return the pictures of each row: `images` is one, a list for a `single` text, or one entry per row.
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return `parts` one after the other along the first axis; along the others, the shorter end in zeros."""
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
 
-    Raises ValueError where entries and rows do not match, FileNotFoundError and ValueError for a file that is no image.
-    """
-    if images is None:
-        return [[] for _ in range(rows)]
-    if single:
-        return [[_image(one) for one in images] if isinstance(images, (list, tuple)) else [_image(images)]]
-    if not isinstance(images, (list, tuple)) or len(images) != rows:
-        got = f"{len(images)} entries" if isinstance(images, (list, tuple)) else "one image"
-        raise ValueError(f"with {rows} texts, images is a list with one entry (image, list or None) per text; got {got}")
-    return [entry for one in images for entry in images_per_row(one, 1, single=True)]
+    def whole(part: Tensor) -> Tensor:
+        missing = [(0, size - own) for size, own in zip(shape, part.shape[1:], strict=True)]
+        return torch.nn.functional.pad(part, [edge for pair in reversed(missing) for edge in pair])
 
-
-def _image(source: Any) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
-    if not isinstance(source, (str, Path)):
-        raise TypeError(f"an image is a PIL image, an array or a file's path, got a {type(source).__name__}")
-    return read_image(source)
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Return the picture in a file, upright and in RGB.
-
-    Raises FileNotFoundError where there is no file, ValueError where it is no picture, damaged, or too large to be safe.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no picture at {path}" + (": that is a folder" if path.is_dir() else ""))
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that Pillow can read: give a PNG, JPEG, WebP or the like") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {path} is damaged or too large ({error}): save it again") from error
+    return torch.cat([part if list(part.shape[1:]) == shape else whole(part) for part in parts])

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint, LensHandle
 
 from mmlens.families import Family
-from mmlens.hooks import HookFn
+from mmlens.hooks import HookFn, module_of
 
 # With transformers' own attention, TransformerLens' re-implementation and its opt-in points have nothing to fire them.
 DEAD_WITH_NATIVE_ATTENTION = {
@@ -88,7 +88,7 @@ class Watch:
 
     def check(self) -> None:
         """Raise InertHook where the model ran and a hook did not (a tower's hook may rest where there was no picture)."""
-        silent = {name for name in self.waiting if self.media or not name.startswith(("vision.", "projector."))}
+        silent = {name for name in self.waiting if self.media or module_of(name) == "language"}
         if self.ran and silent:
             raise InertHook(f"no run reached the hook point(s) {', '.join(sorted(silent)[:4])}: these hooks did nothing")
 
@@ -102,9 +102,9 @@ class HookPoints:
 
     def __init__(self, bridge: Any, family: Family, config: Any) -> None:
         self.by_name, self.canonical, self._theirs = _named(bridge, family)
-        self._dead = family.dead | DEAD_WITH_NATIVE_ATTENTION
+        self._dead = {**family.dead, **DEAD_WITH_NATIVE_ATTENTION}
         self.live = [name for name in self.by_name if lookup(name, self._dead) is None]
-        self.read_only = READ_ONLY | family.read_only | _unread_blocks(family, config, self.by_name)
+        self.read_only = {**READ_ONLY, **family.read_only, **_unread_blocks(family, config, self.by_name)}
 
     def owner(self, name: str) -> str:
         """Return the path, in the bridge, of the component that a point belongs to."""

@@ -3,27 +3,28 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig
 
 from mmlens import attention
 from mmlens.cache import ActivationCache
 from mmlens.families import family_of
-from mmlens.hooks import Hook, feed, neuron_hook
-from mmlens.inputs import Inputs, Row, images_per_row
+from mmlens.hooks import STEP, Hook, feed, module_of, neuron_hook
+from mmlens.inputs import Inputs, Row
 from mmlens.liveness import HookPoints, InertHook, Watch, guard
+from mmlens.media import Media, media_per_row
 from mmlens.organisms import CHECKPOINTS
 from mmlens.results import hash_weights
 
@@ -53,7 +54,8 @@ class HookedMLLM:
         config: Any = hf_model.config
         family = family_of(config.model_type)
         family.check(config)
-        ArchitectureAdapterFactory.register_adapter(family.architecture, family.adapter)
+        family.prepare(hf_model)
+        ArchitectureAdapterFactory.register_adapter(family.architecture, family.adapter(config))
         self.hf_model: Any = hf_model.eval()
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -93,12 +95,13 @@ class HookedMLLM:
         source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": local}
         source["revision"] = revision or "main"
         config = AutoConfig.from_pretrained(**source)
-        family_of(config.model_type).check(config)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
+        family = family_of(config.model_type)
+        family.check(config)
+        model: Any = getattr(transformers, family.model_class).from_pretrained(
             **source, dtype=dtype or "auto", attn_implementation="sdpa", use_safetensors=True
         )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        processor = AutoProcessor.from_pretrained(**source)
+        processor = family.load_processor(**source)
         commit = getattr(model.config, "_commit_hash", None)
         return cls(model.to(device), processor, name=str(name_or_folder), revision=commit)
 
@@ -116,17 +119,20 @@ class HookedMLLM:
     ) -> Inputs:
         """Return text and media as the model reads them, left-padded where there are several rows.
 
-        `images`: one image (PIL, array or file), a list for a single text, or one entry (image, list or None) per text.
+        `images`: one image (PIL, array or file), a list for a single text, or one entry (image, list or None) per text;
+        `videos` (lists of frames, arrays, (frames, fps), or files) and `audio` (samples, (samples, rate), or files) alike.
         `chat=True` wraps each text as one user turn in the processor's chat template. `answer` is put behind the prompt,
         tokenized on its own, as generation would continue it. A placeholder missing from the text is inserted where the
-        family's convention has it. Raises ValueError where texts, media and placeholders do not match.
+        family's convention has it. Raises ValueError where texts, media and placeholders do not match, and for a kind of
+        media that the model does not take.
         """
-        if audio is not None or videos is not None:
-            raise ValueError(
-                f"a {self.family.model_type} model takes images, got {'audio' if audio is not None else 'videos'}"
-            )
-        texts = [text] if isinstance(text, str) else list(text)
-        per_row = images_per_row(images, len(texts), single=isinstance(text, str))
+        texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
+        given = {"image": images, "video": videos, "audio": audio}
+        for kind, media in given.items():
+            if media is not None and kind not in self.family.takes:
+                takes = " and ".join(self.family.takes)
+                raise ValueError(f"a {self.family.model_type} model takes {takes}, got {kind}: leave it out")
+        per_row = media_per_row(len(texts), single=single, images=images, videos=videos, audio=audio)
         answers = [answer] * len(texts) if isinstance(answer, str) else list(answer)
         if len(answers) != len(texts):
             raise ValueError(f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s)")
@@ -135,23 +141,19 @@ class HookedMLLM:
         inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
         return inputs.to(self.device)
 
-    def _row(self, text: str, images: list[Image.Image], answer: str, *, chat: bool) -> Row:
-        if not text.strip() and not images:
-            raise ValueError("an input holds text or an image, got an empty text and no image")
+    def _row(self, text: str, media: Media, answer: str, *, chat: bool) -> Row:
+        if not text.strip() and not media.all():
+            raise ValueError("an input holds text or media, got an empty text and no media")
         if chat:
             if not getattr(self.processor, "chat_template", None):
                 raise ValueError(f"{self.name} has no chat template: leave chat out and write the whole prompt yourself")
-            content = [{"type": "image"}] * len(images) + [{"type": "text", "text": text}]
-            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        row = self.family.encode(self.processor, text, images)
+            counts = {"image": len(media.images), "video": len(media.videos), "audio": len(media.audio)}
+            content = [{"type": kind} for kind, count in counts.items() for _ in range(count)]
+            turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+            text = self.processor.apply_chat_template([turn], add_generation_prompt=True)
+        row = self.family.encode(self.processor, text, media)
         ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-        return replace(
-            row,
-            tokens=row.tokens + ids,
-            modality=row.modality + ["text"] * len(ids),
-            medium=row.medium + [-1] * len(ids),
-            answer=len(ids),
-        )
+        return row.answered(ids, **self.family.answer)
 
     # ---------------------------------------------------------------- running
 
@@ -159,7 +161,7 @@ class HookedMLLM:
         """Return the logits of every position."""
         self._note_run(inputs)
         with self.points.whole_edits():
-            return self.hf_model(**inputs.kwargs(), **_positions(inputs.attention_mask), use_cache=False).logits
+            return self.hf_model(**inputs.kwargs(), **self._positions(inputs.attention_mask), use_cache=False).logits
 
     def run_with_cache(
         self, inputs: Inputs, names_filter: NamesFilter = None, *, fwd_hooks: Sequence[Hook] = ()
@@ -195,11 +197,32 @@ class HookedMLLM:
         Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
         """
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
-        with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), torch.no_grad():
+        with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), self._steps(), torch.no_grad():
             self._note_run(inputs)
             tokens = self.hf_model.generate(**inputs.kwargs(), max_new_tokens=max_new_tokens, **options)
+        if not self.family.echoes:
+            prompts = inputs.tokens.repeat_interleave(len(tokens) // len(inputs), dim=0)
+            tokens = torch.cat([prompts, tokens], dim=1)
         new = tokens[:, inputs.tokens.shape[1] :]
         return Generation(tokens, [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)])
+
+    @contextmanager
+    def _steps(self) -> Iterator[None]:
+        """Tell hooks, for the length of a generation, which of its runs this is: masks are about the first, the prompt's."""
+        runs = 0
+
+        def count(*_: Any) -> None:
+            nonlocal runs
+            STEP.set(runs)
+            runs += 1
+
+        before = STEP.set(0)
+        handle = self.bridge.blocks[0].register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+            STEP.reset(before)
 
     @contextmanager
     def hooks(
@@ -266,9 +289,11 @@ class HookedMLLM:
                 return plain(self.bridge, input, *args, **{**rest, **kwargs})
 
         object.__setattr__(self.bridge, "forward", forward)
+        named = self.hf_model.register_forward_pre_hook(_by_name, with_kwargs=True)
         try:
             yield self.bridge
         finally:
+            named.remove()
             self.bridge.__dict__.pop("forward", None)
 
     # ---------------------------------------------------------------- names and weights
@@ -290,13 +315,13 @@ class HookedMLLM:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """How many neurons each layer of each module has."""
+        """How many neurons each layer of each module has, the language model's first."""
+        posts = [name for name in self.points.by_name if name.endswith((".mlp.hook_post", "projector.hook_post"))]
+        modules = dict.fromkeys(map(module_of, posts))
         widths: dict[str, tuple[int, ...]] = {}
-        for module in ("language", "vision", "projector"):
-            names = dict.fromkeys(neuron_hook(module, layer, "post") for layer in range(len(self.points.by_name)))
-            widths[module] = tuple(
-                self.W_out(layer, module).shape[0] for layer in range(sum(name in self.points.by_name for name in names))
-            )
+        for module in sorted(modules, key=lambda one: one != "language"):
+            layers = sum(module_of(name) == module for name in posts)
+            widths[module] = tuple(self.W_out(layer, module).shape[0] for layer in range(layers))
         return widths
 
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
@@ -356,7 +381,9 @@ class HookedMLLM:
             scores, pattern = getattr(component, "hook_attn_scores", None), getattr(component, "hook_pattern", None)
             module = getattr(component, "original_component", None)
             if isinstance(scores, HookPoint) and isinstance(pattern, HookPoint) and module is not None:
-                attention.attach(module, scores, pattern)
+                fused = {part: component._modules.get(f"hook_{part}") for part in "qkv"}
+                parts = {part: point for part, point in fused.items() if isinstance(point, HookPoint)}
+                attention.attach(module, scores, pattern, **parts)
         self.hf_model.set_attn_implementation(attention.NAME)
 
     def _select(self, names_filter: NamesFilter) -> list[str]:
@@ -367,6 +394,13 @@ class HookedMLLM:
         patterns = [names_filter] if isinstance(names_filter, str) else names_filter
         return list(dict.fromkeys(name for pattern in patterns for name in self.points.resolve(pattern)))
 
+    def _positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """Return positions counted from each row's first real token where there is padding, as `generate` counts them."""
+        first = self.family.first_position
+        if first is None or bool(mask.all()):
+            return {}
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first}
+
     def _note_run(self, inputs: Inputs) -> None:
         for watch in self._watchers:
             watch.ran, watch.media = True, watch.media or bool(inputs.tower)
@@ -374,6 +408,11 @@ class HookedMLLM:
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the tokens by name: TransformerLens gives them first, where some models expect pixels."""
+    return (), {**({"input_ids": args[0]} if args else {}), **kwargs}
 
 
 def _locate(name: str | Path) -> tuple[str, bool]:
@@ -389,8 +428,3 @@ def _locate(name: str | Path) -> tuple[str, bool]:
             "llava-hf/llava-1.5-7b-hf"
         )
     return str(name), False
-
-
-def _positions(mask: Tensor) -> dict[str, Tensor]:
-    """Return positions counted from each row's first real token where there is padding, as `generate` counts them."""
-    return {} if bool(mask.all()) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}

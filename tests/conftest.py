@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import raw
 import torch
+import transformers
 from support import KINDS, ask, load
-from transformers import LlavaForConditionalGeneration
 
+from mmlens.families import family_of
 from mmlens.organisms import CHECKPOINTS
 from mmlens.testing import FAMILIES, tiny
 
@@ -26,6 +27,13 @@ def folder(request, tmp_path_factory):
     return Path(shutil.copytree(source, target, dirs_exist_ok=True))
 
 
+def unhooked(folder, **options):
+    """Return transformers' own model of the weights in a folder."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, family_of(config.model_type).model_class)
+    return model_class.from_pretrained(folder, **options).eval()
+
+
 @pytest.fixture(scope="session")
 def model(folder):
     return load(folder)
@@ -34,13 +42,13 @@ def model(folder):
 @pytest.fixture(scope="session")
 def plain(folder):
     """The same weights in a model that mmlens never touches, with transformers' SDPA."""
-    return LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
+    return unhooked(folder, attn_implementation="sdpa")
 
 
 @pytest.fixture(scope="session")
 def reference(folder):
     """The same weights once more, with the attention that is written out in raw.py."""
-    return LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation=raw.REFERENCE).eval()
+    return unhooked(folder, attn_implementation=raw.REFERENCE)
 
 
 @pytest.fixture(scope="session")

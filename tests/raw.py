@@ -1,62 +1,15 @@
 """The truth that the tests compare with: a plain transformers model, read and edited with raw torch hooks.
 
-Nothing here imports mmlens. `SITES` says where a hook point of the language model, the tower or the projector lies in
-transformers' LLaVA: the submodule, and whether the point is its input or its output.
+Nothing here imports mmlens. `sites/` says where each family's hook points lie in transformers' own model.
 """
 
+import re
 from contextlib import ExitStack, contextmanager
 
+import sites
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
-
-LANGUAGE = {
-    "hook_resid_pre": ("", "in"),
-    "hook_resid_post": ("", "out"),
-    "ln1.hook_out": ("input_layernorm", "out"),
-    "attn.hook_in": ("self_attn", "in"),
-    "attn.hook_q": ("self_attn.q_proj", "out"),
-    "attn.hook_k": ("self_attn.k_proj", "out"),
-    "attn.hook_v": ("self_attn.v_proj", "out"),
-    "attn.hook_z": ("self_attn.o_proj", "in"),
-    "hook_attn_out": ("self_attn", "out"),
-    "ln2.hook_out": ("post_attention_layernorm", "out"),
-    "mlp.hook_in": ("mlp", "in"),
-    "mlp.hook_pre": ("mlp.gate_proj", "out"),
-    "mlp.hook_pre_linear": ("mlp.up_proj", "out"),
-    "mlp.hook_post": ("mlp.down_proj", "in"),
-    "hook_mlp_out": ("mlp", "out"),
-}
-VISION = {
-    "hook_resid_pre": ("", "in"),
-    "hook_resid_post": ("", "out"),
-    "ln1.hook_out": ("layer_norm1", "out"),
-    "hook_attn_in": ("self_attn", "in"),
-    "attn.hook_q": ("self_attn.q_proj", "out"),
-    "attn.hook_k": ("self_attn.k_proj", "out"),
-    "attn.hook_v": ("self_attn.v_proj", "out"),
-    "attn.hook_z": ("self_attn.out_proj", "in"),
-    "hook_attn_out": ("self_attn", "out"),
-    "ln2.hook_out": ("layer_norm2", "out"),
-    "hook_mlp_in": ("mlp", "in"),
-    "mlp.hook_pre": ("mlp.fc1", "out"),
-    "mlp.hook_post": ("mlp.fc2", "in"),
-    "hook_mlp_out": ("mlp", "out"),
-}
-ELSEWHERE = {
-    "hook_embed": ("model.language_model.embed_tokens", "out"),
-    "ln_final.hook_in": ("model.language_model.norm", "in"),
-    "ln_final.hook_out": ("model.language_model.norm", "out"),
-    "unembed.hook_in": ("lm_head", "in"),
-    "hook_unembed": ("lm_head", "out"),
-    "vision.hook_embed": ("model.vision_tower.embeddings", "out"),
-    "projector.hook_in": ("model.multi_modal_projector", "in"),
-    "projector.hook_pre": ("model.multi_modal_projector.linear_1", "out"),
-    "projector.hook_post": ("model.multi_modal_projector.linear_2", "in"),
-    "projector.hook_out": ("model.multi_modal_projector", "out"),
-}
-# Layer 1 of the language model and layer 0 of the tower: both have something before them and are read by what follows.
-SITES = [f"blocks.1.{p}" for p in LANGUAGE] + [f"vision.blocks.0.{p}" for p in VISION] + list(ELSEWHERE)
 
 
 def same(ours, truth, *, relative=1e-4):
@@ -72,16 +25,34 @@ def differs(one, other, *, by=1e-3):
     assert change > by, f"the edit has no visible effect: the largest change is {change:.2e}"
 
 
+FILES = sites.load()
+
+
+def names(plain, which="SITES"):
+    """Return the names that a family's table has: of layer 1 of the language model and layer 0 of a tower.
+
+    Both have something before them and are read by what follows.
+    """
+    return [name.format(l=1 if name.startswith("blocks") else 0) for name in getattr(FILES[plain.config.model_type], which)]
+
+
+def prefixes(plain):
+    """Return what the blocks of the language model and of each tower are called: "", "vision." and so on."""
+    return [name.removesuffix("blocks.{l}") for name in FILES[plain.config.model_type].ATTENTION]
+
+
+def matrices(plain):
+    """Return the names of the attention scores and patterns that are compared: one layer of each module."""
+    blocks = [f"{prefix}blocks.{0 if prefix else 1}" for prefix in prefixes(plain)]
+    return [f"{block}.attn.{matrix}" for block in blocks for matrix in ("hook_pattern", "hook_attn_scores")]
+
+
 def locate(plain, name):
     """Return the submodule of `plain` where the hook point `name` lies, and "in" or "out"."""
-    if name in ELSEWHERE:
-        path, side = ELSEWHERE[name]
-        return plain.get_submodule(path), side
-    vision = name.startswith("vision.")
-    layer, _, point = name.removeprefix("vision.").removeprefix("blocks.").partition(".")
-    layers = plain.model.vision_tower.encoder.layers if vision else plain.model.language_model.layers
-    path, side = (VISION if vision else LANGUAGE)[point]
-    return layers[int(layer)].get_submodule(path), side
+    layer = re.search(r"blocks\.(\d+)", name)
+    template = re.sub(r"blocks\.\d+", "blocks.{l}", name)
+    path, side = FILES[plain.config.model_type].SITES[template]
+    return plain.get_submodule(path.format(l=layer and layer[1])), side
 
 
 def attach(plain, name, change):
@@ -89,10 +60,11 @@ def attach(plain, name, change):
     module, side = locate(plain, name)
 
     def before(module, args, kwargs):
-        new = change(args[0] if args else kwargs["hidden_states"])
+        given = next((key for key in ("hidden_states", "inputs_embeds", "input", "x") if key in kwargs), None)
+        new = change(args[0] if given is None else kwargs[given])
         if new is None:
             return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+        return ((new, *args[1:]), kwargs) if given is None else (args, {**kwargs, given: new})
 
     def after(module, args, output):
         new = change(output[0] if isinstance(output, tuple) else output)
@@ -116,6 +88,14 @@ def logits(plain, inputs, changes=None):
     """Return what the plain model says, with raw edits."""
     with edited(plain, changes or {}):
         return plain(**inputs.kwargs(), use_cache=False).logits
+
+
+def generate(plain, inputs, **options):
+    """Return what the plain model writes, greedily, behind the prompt's tokens."""
+    with torch.no_grad():
+        tokens = plain.generate(**inputs.kwargs(), do_sample=False, **options)
+    echoes = getattr(FILES[plain.config.model_type], "ECHOES", True)
+    return tokens if echoes else torch.cat([inputs.tokens, tokens], dim=1)
 
 
 def read(plain, inputs, names, *, retain=False):
@@ -163,10 +143,9 @@ AttentionMaskInterface.register(REFERENCE, eager_mask)
 
 def attention_of(reference, name):
     """Return the plain attention module to which `blocks.1.attn.hook_pattern` (say) belongs, and "scores" or "pattern"."""
-    vision = name.startswith("vision.")
-    layer = int(name.removeprefix("vision.").split(".")[1])
-    layers = reference.model.vision_tower.encoder.layers if vision else reference.model.language_model.layers
-    return layers[layer].self_attn, "scores" if name.endswith("scores") else "pattern"
+    block, layer = re.match(r"(.*blocks\.)(\d+)", name).groups()
+    path = FILES[reference.config.model_type].ATTENTION[block + "{l}"]
+    return reference.get_submodule(path.format(l=layer)), "scores" if name.endswith("scores") else "pattern"
 
 
 def attention_logits(reference, inputs, changes):

@@ -17,19 +17,55 @@ def picture(seed, width=50, height=40):
     return Image.fromarray(patches).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def ask(model, kind, first=0):
-    """Return inputs of one kind; another `first` asks the same with other pictures."""
-    one, two = picture(first), picture(first + 1)
+def sound(seed, seconds=0.5, rate=16_000):
+    """Return (samples, rate) of a few tones and noise, different for every seed."""
+    random, time = np.random.default_rng(seed), np.arange(int(seconds * rate)) / rate
+    tones = sum(np.sin(2 * np.pi * pitch * time) for pitch in random.uniform(200, 3000, 3)) / 6
+    return (tones + random.normal(0, 0.02, time.shape)).astype(np.float32), rate
+
+
+def clip(seed, frames=4, width=50, height=40):
+    """Return the frames of a video that fades from one picture to another."""
+    first, last = picture(seed, width, height), picture(seed + 100, width, height)
+    return [Image.blend(first, last, step / max(frames - 1, 1)) for step in range(frames)]
+
+
+def medium(model, seed, kind=None):
+    """Return one medium that the model takes (its first kind unless said), behind the argument of `to_inputs` that it is."""
+    kind = kind or model.family.takes[0]
+    name, make = {"image": ("images", picture), "video": ("videos", clip), "audio": ("audio", sound)}[kind]
+    return name, make(seed)
+
+
+def placeholder(model, kind=None):
+    """Return the text that stands for a medium of that kind (its first kind unless said) in a prompt."""
+    kind = kind or model.family.takes[0]
+    return getattr(model.processor, f"{kind}_token")
+
+
+def questions(model, kind, first=0):
+    """Return, for each row of inputs of one kind, the text and the media that `to_inputs` takes."""
+    name, one = medium(model, first)
+    two = medium(model, first + 1)[1]
     if kind == "one":
-        return model.to_inputs("what is in the picture ?", images=one)
+        return [("what is in the picture ?", {name: one})]
     if kind == "text":
-        return model.to_inputs("a red car on the left")
+        return [("a red car on the left", {})]
     if kind == "padded":
-        return model.to_inputs(["what", "which object is red and which object is blue"], images=[one, two])
+        return [("what", {name: one}), ("which object is red and which object is blue", {name: two})]
     if kind == "mixed":
-        return model.to_inputs(["the red car", "what is at the left of the blue tree ?", "a"], images=[one, None, two])
-    token = model.processor.image_token
-    return model.to_inputs(f"{token} and {token} show the", images=[one, two])
+        return [("the red car", {name: one}), ("what is at the left of the blue tree ?", {}), ("a", {name: two})]
+    token = placeholder(model)
+    return [(f"{token} and {token} show the", {name: [one, two]})]
+
+
+def ask(model, kind, first=0):
+    """Return inputs of one kind; another `first` asks the same with other media."""
+    rows = questions(model, kind, first)
+    if len(rows) == 1:
+        return model.to_inputs(rows[0][0], **rows[0][1])
+    name = medium(model, first)[0]
+    return model.to_inputs([text for text, _ in rows], **{name: [media.get(name) for _, media in rows]})
 
 
 def load(folder):

@@ -6,13 +6,8 @@ import torch
 from support import ask, leaves_no_hooks
 
 from mmlens import hooks
-
-MATRICES = [
-    "blocks.1.attn.hook_pattern",
-    "blocks.1.attn.hook_attn_scores",
-    "vision.blocks.0.attn.hook_pattern",
-    "vision.blocks.0.attn.hook_attn_scores",
-]
+from mmlens.hooks import module_of
+from mmlens.inputs import MEDIA
 
 
 @pytest.mark.parametrize("kind", ["one", "text", "padded", "mixed", "two"])
@@ -22,19 +17,22 @@ def test_logits_stay_the_same_when_every_pattern_and_score_is_read(model, plain,
     logits, cache = model.run_with_cache(inputs, ["*.hook_pattern", "*.hook_attn_scores"])
     real = inputs.mask("all")
     raw.same(logits[real], raw.logits(plain, inputs)[real])
-    assert len(cache) == 2 * (model.cfg.n_layers + (len(model.widths["vision"]) if inputs.tower else 0))
+    matrices = {name for name in model.hook_names if name.endswith(("hook_pattern", "hook_attn_scores"))}
+    assert set(cache) == {name for name in matrices if inputs.tower or module_of(name) == "language"}
+    assert len(matrices) >= 2 * model.cfg.n_layers + 2
 
 
 @pytest.mark.parametrize("kind", ["one", "mixed"])
 @torch.no_grad()
 def test_patterns_and_scores_read_what_a_reference_attention_computes(model, reference, batches, kind):
     inputs = batches[kind]
-    _, cache = model.run_with_cache(inputs, MATRICES)
-    _, truth = raw.attention_read(reference, inputs, MATRICES)
+    names = raw.matrices(reference)
+    _, cache = model.run_with_cache(inputs, names)
+    _, truth = raw.attention_read(reference, inputs, names)
     rows = inputs.mask("all")[:, None, :, None]
-    for name in MATRICES:
+    for name in names:
         ours, theirs = cache[name], truth[name]
-        if not name.startswith("vision"):  # what padding attends to means nothing
+        if module_of(name) == "language":  # what padding attends to means nothing
             ours, theirs = ours * rows, theirs * rows
         visible = theirs > torch.finfo(theirs.dtype).min / 2
         raw.same(ours[visible], theirs[visible])
@@ -57,12 +55,14 @@ def test_a_pattern_row_sums_to_one_and_sees_neither_the_future_nor_padding(model
     [("one", ()), ("mixed", ()), ("mixed", ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post"))],
     ids=["one", "padded", "padded, with other hooks"],
 )
-@pytest.mark.parametrize("name", MATRICES)
 @torch.no_grad()
-def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attention(
-    model, reference, batches, name, kind, beside
-):
-    inputs = batches[kind]
+def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attention(model, reference, batches, kind, beside):
+    inputs, real = batches[kind], batches[kind].mask("all")
+    for name in raw.matrices(reference):
+        _edit_and_compare(model, reference, inputs, real, name, beside)
+
+
+def _edit_and_compare(model, reference, inputs, real, name, beside):
     shape = raw.attention_read(reference, inputs, [name])[1][name].shape
     weights = torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
@@ -73,7 +73,6 @@ def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attenti
     others = [(other, hooks.feed(lambda activation, hook: None)) for other in beside]
     ours = model.run_with_hooks(inputs, fwd_hooks=[*others, (name, lambda matrix, hook: change(matrix))])
     truth = raw.attention_logits(reference, inputs, {name: change})
-    real = inputs.mask("all")
     raw.same(ours[real], truth[real])
     raw.differs(truth[real], raw.attention_logits(reference, inputs, {})[real])
 
@@ -95,15 +94,15 @@ def test_zeroing_heads_of_a_pattern_equals_zeroing_what_they_hand_to_the_output_
 
 
 def test_gradients_at_patterns_and_scores_equal_those_of_a_reference_attention(model, reference, batches):
-    inputs = batches["mixed"]
-    truth_logits, seen = raw.attention_read(reference, inputs, MATRICES, retain=True)
+    inputs, names = batches["mixed"], raw.matrices(reference)
+    truth_logits, seen = raw.attention_read(reference, inputs, names, retain=True)
     truth_logits[:, -1].square().sum().backward()
     ours = {}
-    keep = [(name, lambda grad, hook: ours.__setitem__(hook.name, grad.clone())) for name in MATRICES]
+    keep = [(name, lambda grad, hook: ours.__setitem__(hook.name, grad.clone())) for name in names]
     with leaves_no_hooks(model):
         model.run_with_hooks(inputs, bwd_hooks=keep)[:, -1].square().sum().backward()
-    for name in MATRICES:
-        visible = torch.ones(()) if name.startswith("vision") else inputs.mask("all")[:, None, None, :]
+    for name in names:
+        visible = torch.ones(()) if module_of(name) != "language" else inputs.mask("all")[:, None, None, :]
         raw.same(ours[name] * visible, seen[name].grad * visible)
         assert seen[name].grad.abs().max() > 0
 
@@ -111,7 +110,7 @@ def test_gradients_at_patterns_and_scores_equal_those_of_a_reference_attention(m
 @torch.no_grad()
 def test_knock_out_blocks_exactly_and_the_rest_of_a_row_sums_to_one(model, batches):
     inputs = batches["mixed"]
-    queries, keys = inputs.last(), inputs.mask("image")
+    queries, keys = inputs.last(), inputs.mask(*MEDIA)
     blocked = hooks.knock_out(queries, keys, layers=[1], heads=[0, 2])
     _, cache = model.run_with_cache(inputs, "blocks.1.attn.hook_pattern", fwd_hooks=blocked)
     _, before = model.run_with_cache(inputs, "blocks.1.attn.hook_pattern")
@@ -128,7 +127,7 @@ def test_knock_out_blocks_exactly_and_the_rest_of_a_row_sums_to_one(model, batch
 @torch.no_grad()
 def test_knock_out_equals_renormalising_a_reference_pattern(model, reference, batches, heads):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
-    queries, keys = inputs.last(), inputs.mask("image")
+    queries, keys = inputs.last(), inputs.mask(*MEDIA)
     gone = (queries[:, :, None] & keys[:, None, :])[:, None]
 
     def renormalise(pattern):
@@ -149,7 +148,7 @@ def test_knock_out_equals_renormalising_a_reference_pattern(model, reference, ba
 def test_knocking_out_nothing_changes_nothing(model, plain, batches):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
     nothing = torch.zeros_like(real)
-    for queries, keys in [(nothing, inputs.mask("image")), (inputs.last(), nothing)]:
+    for queries, keys in [(nothing, inputs.mask(*MEDIA)), (inputs.last(), nothing)]:
         logits = model.run_with_hooks(inputs, fwd_hooks=hooks.knock_out(queries, keys))
         raw.same(logits[real], raw.logits(plain, inputs)[real])
 

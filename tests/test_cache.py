@@ -5,6 +5,8 @@ import raw
 import torch
 from support import ask
 
+from mmlens.inputs import MEDIA
+
 
 @pytest.fixture(scope="module")
 def runs(model, plain, batches):
@@ -39,19 +41,14 @@ def test_components_add_up_to_the_plain_models_stream(run):
         for expand in (False, True) if layer == 1 else (False,):
             parts = cache.get_full_resid_decomposition(layer, expand_neurons=expand)
             raw.same(at_real(inputs, parts).sum(0), truth)
-        assert inputs.mask("image").any()
+        assert inputs.mask(*MEDIA).any()
 
 
 @torch.no_grad()
-def test_what_is_called_embed_is_the_stream_with_the_image_features_in_it(run, plain):
-    inputs, cache, _, stream = run
+def test_what_is_called_embed_is_the_stream_with_the_image_features_in_it(run):
+    _, cache, _, stream = run
     parts, labels = cache.decompose_resid(return_labels=True)
     raw.same(parts[labels.index("embed")], stream[0])
-    image = inputs.mask("image")
-    raw.same(
-        parts[labels.index("embed")][image],
-        raw.read(plain, inputs, ["projector.hook_out"])[1]["projector.hook_out"].flatten(0, 1),
-    )
 
 
 @torch.no_grad()
@@ -62,7 +59,7 @@ def test_heads_and_the_bias_add_up_to_what_attention_wrote(run, model, plain):
     assert len(heads) == depth * model.cfg.n_heads
     _, seen = raw.read(plain, inputs, [f"blocks.{layer}.hook_attn_out" for layer in range(depth)])
     for layer, own in enumerate(heads.unflatten(0, (depth, -1))):
-        bias = plain.model.language_model.layers[layer].self_attn.o_proj.bias
+        bias = raw.locate(plain, f"blocks.{layer}.attn.hook_z")[0].bias
         truth = seen[f"blocks.{layer}.hook_attn_out"] - (0 if bias is None else bias)
         raw.same(own.sum(0)[real], truth[real])
     remainder = cache.stack_head_results(layer=-1, incl_remainder=True)
@@ -74,7 +71,7 @@ def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain)
     inputs, cache, _, _ = run
     heads, width = cache.stack_head_results(layer=2), model.cfg.d_head
     _, seen = raw.read(plain, inputs, ["blocks.1.attn.hook_z"])
-    weight = plain.model.language_model.layers[1].self_attn.o_proj.weight
+    weight = raw.locate(plain, "blocks.1.attn.hook_z")[0].weight
     z, head = seen["blocks.1.attn.hook_z"], 3
     truth = z[..., head * width : (head + 1) * width] @ weight[:, head * width : (head + 1) * width].T
     raw.same(at_real(inputs, heads[model.cfg.n_heads + head]), at_real(inputs, truth))
@@ -98,7 +95,7 @@ def test_attributions_of_all_components_add_up_to_the_logit(run, model):
 @torch.no_grad()
 def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_gain(run, model, plain):
     inputs, cache, _, stream = run
-    norm = plain.model.language_model.norm
+    norm = raw.locate(plain, "ln_final.hook_out")[0]
     scale = (stream[-1].pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     parts = cache.decompose_resid()
     truth = parts / scale * norm.weight
@@ -121,7 +118,7 @@ def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, mo
     real = inputs.mask("all")
     accumulated = cache.accumulated_resid()
     raw.same(at_real(inputs, accumulated), at_real(inputs, torch.stack(stream)))
-    norm, head = plain.model.language_model.norm, plain.lm_head
+    norm, head = raw.locate(plain, "ln_final.hook_out")[0], plain.get_output_embeddings()
     truth = torch.stack([head(norm(each)) for each in stream])
     raw.same(at_real(inputs, model.unembed(accumulated)), at_real(inputs, truth))
     raw.same(at_real(inputs, cache.accumulated_resid(apply_ln=True) @ model.W_U), at_real(inputs, truth))
@@ -132,7 +129,7 @@ def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, mo
 def test_neuron_results_are_activation_times_output_weights(run, model, plain):
     inputs, cache, _, _ = run
     _, seen = raw.read(plain, inputs, ["blocks.0.mlp.hook_post"])
-    weight = plain.model.language_model.layers[0].mlp.down_proj.weight
+    weight = raw.locate(plain, "blocks.0.mlp.hook_post")[0].weight
     truth = torch.stack([seen["blocks.0.mlp.hook_post"][..., unit, None] * weight[:, unit] for unit in (0, 5)])
     raw.same(at_real(inputs, cache.stack_neuron_results(1)[[0, 5]]), at_real(inputs, truth))
 
@@ -148,7 +145,6 @@ def test_shorthand_and_every_spelling_name_the_same_activation(small):
         ("blocks.1.mlp.out.hook_in", "blocks.1.mlp.hook_post"),
         ("blocks.1.hook_in", "blocks.1.hook_resid_pre"),
         ("vision_encoder.encoder_layers.0.attn.hook_z", "vision.blocks.0.attn.hook_z"),
-        ("vision_projector.hook_vision_proj_out", "projector.hook_out"),
     ]:
         assert cache[key] is cache[name]
     assert cache.inputs is inputs

@@ -7,6 +7,7 @@ import torch
 from support import ask, leaves_no_hooks
 
 from mmlens import Neurons, hooks
+from mmlens.hooks import neuron_hook
 
 POST, Z, PATTERN = "blocks.1.mlp.hook_post", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern"
 
@@ -135,6 +136,9 @@ def test_heads_where_there_are_none_and_heads_with_units_are_refused(small):
 @torch.no_grad()
 def test_ablating_at_a_site_equals_setting_it_by_a_raw_torch_hook(model, plain, batches, site, value):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
+    gated = "blocks.{l}.mlp.hook_pre_linear" in raw.FILES[plain.config.model_type].SITES
+    if site == "gate_act" and not gated:
+        site = "post"  # without a gate they are the same
     neurons = Neurons.of([(0, 5), (1, 7), (0, 2), (1, 0), (1, 40)], model.widths)
     held = torch.linspace(-2, 2, len(neurons)) if value == "each" else torch.full((len(neurons),), value)
 
@@ -151,12 +155,12 @@ def test_ablating_at_a_site_equals_setting_it_by_a_raw_torch_hook(model, plain, 
 
     unedited, handles = raw.logits(plain, inputs), []
     for layer in (0, 1):
-        mlp, change = plain.model.language_model.layers[layer].mlp, put(layer)
-        if site == "post":
-            handles.append(mlp.down_proj.register_forward_pre_hook(lambda m, args, c=change: (c(args[0]),)))
-        else:
-            module = mlp.gate_proj if site == "pre" else mlp.act_fn
+        change = put(layer)
+        if site == "gate_act":
+            module = raw.locate(plain, f"blocks.{layer}.hook_mlp_out")[0].act_fn
             handles.append(module.register_forward_hook(lambda m, args, output, c=change: c(output)))
+        else:
+            handles.append(raw.attach(plain, f"blocks.{layer}.mlp.hook_{site}", change))
     truth = raw.logits(plain, inputs)
     for handle in handles:
         handle.remove()
@@ -208,17 +212,13 @@ def test_a_value_per_position_is_held_where_it_belongs(small):
 @torch.no_grad()
 def test_ablating_a_towers_and_the_projectors_neurons_equals_a_raw_torch_hook(model, plain, batches):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
-    neurons = Neurons.of([("vision", 0, 3), ("vision", 1, 5), ("vision", 0, 11), ("projector", 0, 7)], model.widths)
+    modules = [module for module in model.widths if module != "language"]
+    neurons = Neurons.of([(module, 0, unit) for module in modules for unit in (3, 7)], model.widths)
 
-    def put(units):
-        return lambda x: torch.stack([x[..., u] * 0 + 3 if u in units else x[..., u] for u in range(x.shape[-1])], dim=-1)
+    def put(x):
+        return torch.stack([x[..., u] * 0 + 3 if u in (3, 7) else x[..., u] for u in range(x.shape[-1])], dim=-1)
 
-    changes = {
-        "vision.blocks.0.mlp.hook_post": put({3, 11}),
-        "vision.blocks.1.mlp.hook_post": put({5}),
-        "projector.hook_post": put({7}),
-    }
-    truth = raw.logits(plain, inputs, changes)
+    truth = raw.logits(plain, inputs, {neuron_hook(module, 0, "post"): put for module in modules})
     ours = model.run_with_hooks(inputs, fwd_hooks=hooks.ablate(neurons, value=3.0))
     raw.same(ours[real], truth[real])
     raw.differs(truth[real], raw.logits(plain, inputs)[real])

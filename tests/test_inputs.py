@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import KINDS, ask, picture
+from support import KINDS, ask, medium, picture
 
 from mmlens import Grid
-from mmlens.inputs import MODALITIES, Inputs
+from mmlens.inputs import MEDIA, MODALITIES, Inputs
 
+LLAVA = pytest.mark.parametrize(
+    "folder", ["llava-clip-llama", "llava-siglip-qwen2", "pictoworld", "pictoworld-frozen"], indirect=True
+)
 SIZES = [(50, 40), (40, 50), (30, 30), (120, 31), (31, 120), (77, 45), (20, 13), (64, 64)]
 
 # ---------------------------------------------------------------- positions
@@ -22,11 +25,12 @@ def test_modalities_partition_all_positions(model, batches, kind):
     parts = torch.stack([inputs.mask(modality) for modality in MODALITIES])
     assert (parts.sum(0) == 1).all()
     tokens = inputs.tokens.numpy()
-    np.testing.assert_array_equal(inputs.mask("image").numpy(), tokens == model.processor.image_token_id)
     np.testing.assert_array_equal(inputs.mask("pad").numpy(), inputs.attention_mask.numpy() == 0)
-    special = np.isin(tokens, model.tokenizer.all_special_ids) & ~inputs.mask("image", "pad").numpy()
+    special = np.isin(tokens, model.tokenizer.all_special_ids) & ~inputs.mask(*MEDIA, "pad").numpy()
     np.testing.assert_array_equal(inputs.mask("special").numpy(), special)
-    assert torch.equal(inputs.mask("text", "special", "image"), inputs.mask("all"))
+    assert torch.equal(inputs.mask("text", "special", *MEDIA), inputs.mask("all"))
+    given = {kind for row in inputs.media for kind in model.family.takes if row}
+    assert {kind for kind in MEDIA if inputs.mask(kind).any()} == given & set(model.family.takes[:1])
     assert torch.equal(inputs.mask("prompt", "answer"), inputs.mask("all"))
     assert not inputs.mask().any()
 
@@ -39,21 +43,22 @@ def test_spans_are_the_longest_runs_and_cover_a_row_without_gaps(batches, kind):
         for span in spans:
             kinds += [(span.modality, span.medium)] * len(span)
         assert [spans[0].start, *(s.stop for s in spans)] == [*(s.start for s in spans), inputs.tokens.shape[1]]
-        for position, (modality, medium) in enumerate(kinds):
+        for position, (modality, number) in enumerate(kinds):
             assert inputs.mask(modality)[row, position]
-            if modality == "image":
-                assert inputs.mask(f"image:{medium}")[row, position]
+            if modality in MEDIA:
+                assert inputs.mask(f"{modality}:{number}")[row, position]
         neighbours = pairwise(spans)
         assert all((a.modality, a.medium) != (b.modality, b.medium) for a, b in neighbours)
 
 
-def test_each_of_two_images_has_its_own_positions(model, batches):
-    inputs = batches["two"]
-    first, second = inputs.mask("image:0"), inputs.mask("image:1")
-    assert torch.equal(first | second, inputs.mask("image")) and not (first & second).any()
-    assert first.sum() == second.sum() == len(inputs.grids[0][0])
+def test_each_of_two_media_has_its_own_positions(model, batches):
+    inputs, kind = batches["two"], model.family.takes[0]
+    first, second = inputs.mask(f"{kind}:0"), inputs.mask(f"{kind}:1")
+    assert torch.equal(first | second, inputs.mask(kind)) and not (first & second).any()
+    places = [(int(own.sum()), place) for own, place in zip((first, second), inputs.grids[0], strict=True)]
+    assert all(count == len(place) for count, place in places if place is not None)
     assert first[0].nonzero().max() < second[0].nonzero().min()
-    assert not inputs.mask("image:2").any()
+    assert not inputs.mask(f"{kind}:2").any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,6 +79,7 @@ def test_unknown_groups_are_refused_and_the_known_named(batches):
 # ---------------------------------------------------------------- what the processor makes of it
 
 
+@LLAVA
 def test_rows_are_padded_as_the_processor_itself_pads(model, batches):
     token, texts = model.processor.image_token, ["the red car", "what is at the left of the blue tree ?", "a"]
     truth = model.processor(
@@ -90,6 +96,7 @@ def test_rows_are_padded_as_the_processor_itself_pads(model, batches):
     assert set(inputs.kwargs()) == {"input_ids", "attention_mask", "pixel_values"}
 
 
+@LLAVA
 def test_placeholders_that_are_missing_go_in_front_one_to_a_line(model):
     token, one, two = model.processor.image_token, picture(0), picture(1)
     written = model.to_inputs(f"{token}\n{token}\nthe red car", images=[one, two])
@@ -100,9 +107,10 @@ def test_placeholders_that_are_missing_go_in_front_one_to_a_line(model):
 
 def test_an_answer_is_tokenized_on_its_own_behind_the_prompt(model):
     prompts, answers = ["what is red ?", "the"], ["car", "the blue tree"]
-    inputs = model.to_inputs(prompts, images=[picture(0), None], answer=answers)
+    name, one = medium(model, 0)
+    inputs = model.to_inputs(prompts, **{name: [one, None]}, answer=answers)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        alone = model.to_inputs(prompt, images=picture(0) if row == 0 else None)
+        alone = model.to_inputs(prompt, **({name: one} if row == 0 else {}))
         ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
         real = inputs.tokens[row][inputs.attention_mask[row].bool()].tolist()
         assert real == alone.tokens[0].tolist() + ids
@@ -113,6 +121,7 @@ def test_an_answer_is_tokenized_on_its_own_behind_the_prompt(model):
     assert not model.to_inputs(prompts).mask("answer").any()
 
 
+@LLAVA
 def test_chat_is_the_processors_own_template(model):
     if not model.processor.chat_template:
         with pytest.raises(ValueError, match="has no chat template"):
@@ -170,8 +179,8 @@ def test_a_single_list_of_one_text_is_a_batch_of_one(small):
         (["a", "the"], 0, ValueError, "got one image"),
         ("a", 3.5, TypeError, "got a float"),
         ("a", "missing.png", FileNotFoundError, "no picture at"),
-        ("", None, ValueError, "empty text and no image"),
-        (["a", "  "], None, ValueError, "empty text and no image"),
+        ("", None, ValueError, "empty text and no media"),
+        (["a", "  "], None, ValueError, "empty text and no media"),
         ([], None, ValueError, "at least one row"),
     ],
 )
@@ -188,9 +197,9 @@ def test_files_that_are_no_images_and_media_that_the_model_has_no_tower_for_are_
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="not a picture"):
         small.to_inputs("a", images=tmp_path / "text.png")
-    with pytest.raises(ValueError, match="takes images, got audio"):
+    with pytest.raises(ValueError, match="takes image, got audio"):
         small.to_inputs("a", audio=np.zeros(8))
-    with pytest.raises(ValueError, match="takes images, got videos"):
+    with pytest.raises(ValueError, match="takes image, got video"):
         small.to_inputs("a", videos=np.zeros((2, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"2 text\(s\) and 1 answer"):
         small.to_inputs(["a", "the"], answer=["red"])
@@ -201,6 +210,7 @@ def test_files_that_are_no_images_and_media_that_the_model_has_no_tower_for_are_
 # ---------------------------------------------------------------- grids
 
 
+@LLAVA
 @pytest.mark.parametrize("size", SIZES)
 def test_boxes_tile_the_region_and_a_pixel_belongs_to_the_box_around_it(model, size):
     grid = model.to_inputs("see", images=picture(0, *size)).grids[0][0]
@@ -252,6 +262,7 @@ def test_overlap_is_the_covered_area_over_the_boxs_area(grid):
         grid.overlap(torch.ones(width, height).bool())
 
 
+@LLAVA
 @pytest.mark.parametrize("size", SIZES)
 def test_what_lies_in_a_box_is_what_the_processor_showed_at_that_position(model, size):
     """A picture whose red says x and whose green says y: a patch's mean colour then says where it was cut from."""

@@ -8,7 +8,7 @@ import mmlens
 
 ROOT = Path(mmlens.__file__).parent
 FLOORS = [  # top first; a room is a file or a folder of mmlens, and those of one floor stand in order too
-    "results inputs neurons hooks stats metrics".split(),
+    "results grid media inputs neurons hooks stats metrics".split(),
     "attention families liveness cache organisms model testing".split(),
     "targets analysis data sweep evaluate papers doctor".split(),
     "plot teaching tour cli".split(),

@@ -5,11 +5,12 @@ import socket
 import pytest
 import raw
 import torch
-from support import KINDS, ask, hook_count, leaves_no_hooks
+from support import KINDS, ask, hook_count, leaves_no_hooks, questions
 from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks
 from mmlens.families import UnsupportedModel
+from mmlens.hooks import module_of
 from mmlens.testing import FAMILIES
 
 # ---------------------------------------------------------------- the same numbers as transformers
@@ -32,13 +33,11 @@ def test_logits_equal_transformers_own(model, plain, batches, kind, attention):
 @pytest.mark.parametrize("kind", ["padded", "mixed"])
 @torch.no_grad()
 def test_a_row_of_a_padded_batch_says_what_it_says_alone(model, plain, batches, kind):
-    inputs, images = batches[kind], 0
+    inputs = batches[kind]
     logits = model(inputs)
-    for row in range(len(inputs)):
-        real, has = inputs.attention_mask[row].bool(), bool(inputs.mask("image")[row].any())
-        alone = {"pixel_values": inputs.tower["pixel_values"][images : images + 1]} if has else {}
-        images += has
-        raw.same(logits[row, real], plain(input_ids=inputs.tokens[row, real][None], **alone).logits[0])
+    for row, (text, media) in enumerate(questions(model, kind)):
+        alone = model.to_inputs(text, **media)
+        raw.same(logits[row, inputs.attention_mask[row].bool()], raw.logits(plain, alone)[0])
 
 
 @torch.no_grad()
@@ -50,22 +49,11 @@ def test_another_picture_changes_the_logits(model, batches):
 def test_greedy_generation_equals_transformers_token_for_token(model, plain, batches, kind):
     inputs = batches[kind]
     pad = model.tokenizer.pad_token_id
-    truth = plain.generate(**inputs.kwargs(), do_sample=False, max_new_tokens=6, pad_token_id=pad)
+    truth = raw.generate(plain, inputs, max_new_tokens=6, pad_token_id=pad)
     ours = model.generate(inputs, max_new_tokens=6)
     assert torch.equal(ours.tokens, truth)
     new = truth[:, inputs.tokens.shape[1] :]
     assert ours.text == [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in new]
-
-
-@torch.no_grad()
-def test_image_positions_enter_the_stream_as_the_projectors_output(model, plain, batches):
-    for kind in ("one", "mixed", "two"):
-        inputs = batches[kind]
-        _, truth = raw.read(plain, inputs, ["projector.hook_out", "hook_embed"])
-        _, cache = model.run_with_cache(inputs, "blocks.0.hook_resid_pre")
-        stream, image = cache["blocks.0.hook_resid_pre"], inputs.mask("image")
-        raw.same(stream[image], truth["projector.hook_out"].flatten(0, 1))
-        raw.same(stream[~image], truth["hook_embed"][~image])
 
 
 @torch.no_grad()
@@ -87,34 +75,37 @@ def test_bfloat16_loads_and_computes_what_transformers_computes(small_folder):
 @torch.no_grad()
 def test_every_site_reads_what_a_raw_torch_hook_reads(model, plain, batches, kind):
     inputs = batches[kind]
-    logits, truth = raw.read(plain, inputs, raw.SITES)
-    ours, cache = model.run_with_cache(inputs, raw.SITES)
-    real = inputs.mask("all")
+    names, real = raw.names(plain), inputs.mask("all")
+    logits, truth = raw.read(plain, inputs, names)
+    ours, cache = model.run_with_cache(inputs, names)
     raw.same(ours[real], logits[real])
-    for name in raw.SITES:
+    for name in names:
         one, other = cache[name], truth[name]
-        if not name.startswith(("vision.", "projector.")):
+        if module_of(name) == "language":
             one, other = one[real], other[real]
         raw.same(one.reshape(other.shape), other)
 
 
-@pytest.mark.parametrize("name", raw.SITES)
 @torch.no_grad()
-def test_adding_noise_at_a_site_equals_the_same_edit_by_a_raw_torch_hook(model, plain, batches, name):
-    inputs = batches["mixed"]
-    unedited, seen = raw.read(plain, inputs, [name])
-    delta = raw.noise(seen[name])
-    truth = raw.logits(plain, inputs, {name: lambda x: x + delta})
-    ours = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook: x + delta.view_as(x))])
-    real = inputs.mask("all")
-    raw.same(ours[real], truth[real])
-    raw.differs(truth[real], unedited[real])
+def test_adding_noise_at_a_site_equals_the_same_edit_by_a_raw_torch_hook(model, plain, batches):
+    inputs, real = batches["mixed"], batches["mixed"].mask("all")
+    unedited, seen = raw.read(plain, inputs, raw.names(plain))
+    for name in seen:
+        delta = raw.noise(seen[name])
+        truth = raw.logits(plain, inputs, {name: lambda x, delta=delta: x + delta})
+        ours = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook, delta=delta: x + delta.view_as(x))])
+        raw.same(ours[real], truth[real])
+        raw.differs(truth[real], unedited[real])
 
 
 @torch.no_grad()
 def test_edits_at_many_sites_at_once_equal_the_same_edits_by_raw_torch_hooks(model, plain, batches):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
-    names = ["blocks.1.attn.hook_z", "blocks.1.mlp.hook_post", "vision.blocks.0.mlp.hook_post", "projector.hook_out"]
+    names = [
+        *(f"{p}blocks.{1 - bool(p)}.mlp.hook_post" for p in raw.prefixes(plain)),
+        "blocks.1.attn.hook_z",
+        "projector.hook_out",
+    ]
     unedited, seen = raw.read(plain, inputs, names)
     keep = {name: torch.rand(seen[name].shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name in names}
     truth = raw.logits(plain, inputs, {name: lambda x, name=name: x * keep[name] for name in names})
@@ -125,25 +116,25 @@ def test_edits_at_many_sites_at_once_equal_the_same_edits_by_raw_torch_hooks(mod
     raw.differs(truth[real], unedited[real])
 
 
-@pytest.mark.parametrize("prefix", ["", "vision."])
 @torch.no_grad()
-def test_the_stream_after_a_block_is_the_stream_before_it_plus_attention_plus_mlp(model, batches, prefix):
+def test_the_stream_after_a_block_is_the_stream_before_it_plus_attention_plus_mlp(model, plain, batches):
     inputs = batches["mixed"]
-    _, cache = model.run_with_cache(inputs, f"{prefix}blocks.*.hook_*_*")
-    layers = model.cfg.n_layers if not prefix else len(model.widths["vision"])
-    for layer in range(layers):
-        pre, mid, post, attn, mlp = (
-            cache[f"{prefix}blocks.{layer}.hook_{part}"]
-            for part in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-        )
-        raw.same(pre + attn, mid, relative=1e-6)
-        raw.same(pre + attn + mlp, post, relative=1e-6)
+    for prefix in raw.prefixes(plain):
+        _, cache = model.run_with_cache(inputs, f"{prefix}blocks.*.hook_*_*")
+        for layer in range(len(model.widths[prefix.removesuffix(".") or "language"])):
+            pre, mid, post, attn, mlp = (
+                cache[f"{prefix}blocks.{layer}.hook_{part}"]
+                for part in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+            )
+            raw.same(pre + attn, mid, relative=1e-6)
+            raw.same(pre + attn + mlp, post, relative=1e-6)
 
 
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "vision.blocks.0.hook_resid_mid"])
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "TOWER.blocks.0.hook_resid_mid"])
 @torch.no_grad()
-def test_what_is_added_before_a_sublayer_stays_in_the_stream(model, batches, name):
-    inputs, block = batches["mixed"], name.rpartition(".")[0]
+def test_what_is_added_before_a_sublayer_stays_in_the_stream(model, plain, batches, name):
+    inputs, name = batches["mixed"], name.replace("TOWER.", raw.prefixes(plain)[-1])
+    block = name.rpartition(".")[0]
     names = [f"{block}.{part}" for part in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")]
     _, before = model.run_with_cache(inputs, name)
     delta = raw.noise(before[name])
@@ -154,13 +145,14 @@ def test_what_is_added_before_a_sublayer_stays_in_the_stream(model, batches, nam
         raw.same(post - attn - mlp, before[name] + delta, relative=1e-5)
 
 
-@pytest.mark.parametrize("name", ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid", "vision.blocks.0.hook_resid_mid"])
+@pytest.mark.parametrize("name", ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid", "TOWER.blocks.0.hook_resid_mid"])
 @torch.no_grad()
 def test_an_edit_at_resid_mid_reaches_the_mlp_and_the_skip_path(model, plain, batches, name):
     """The truth: the attention output is chosen so that stream plus attention is the edited middle of the block."""
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
+    name = name.replace("TOWER.", raw.prefixes(plain)[-1])
     before, stream = name.replace("resid_mid", "resid_pre"), []
-    width = (plain.config.vision_config if name.startswith("vision") else plain.config.text_config).hidden_size
+    width = raw.read(plain, inputs, [before])[1][before].shape[-1]
     gate = torch.rand(width, generator=torch.Generator().manual_seed(3))
 
     def change(middle):
@@ -200,15 +192,15 @@ def test_two_edits_at_resid_mid_act_one_after_the_other(model, plain, batches):
 
 def test_gradients_equal_those_that_raw_hooks_retain(model, plain, batches):
     inputs = batches["mixed"]
-    truth_logits, seen = raw.read(plain, inputs, raw.SITES, retain=True)
+    truth_logits, seen = raw.read(plain, inputs, raw.names(plain), retain=True)
     truth_logits[:, -1].square().sum().backward()
     ours = {}
-    keep = [(name, lambda grad, hook: ours.__setitem__(hook.name, grad.clone())) for name in raw.SITES]
+    keep = [(name, lambda grad, hook: ours.__setitem__(hook.name, grad.clone())) for name in seen]
     with leaves_no_hooks(model):
         logits = model.run_with_hooks(inputs, bwd_hooks=keep)
         assert not ours
     logits[:, -1].square().sum().backward()
-    for name in raw.SITES:
+    for name in seen:
         assert seen[name].grad.abs().max() > 0, name
         raw.same(ours[name].reshape(seen[name].shape), seen[name].grad)
 
@@ -239,7 +231,7 @@ def test_hooks_act_at_prefill_and_at_every_step(model, plain, batches):
     push = torch.randn(seen["blocks.1.mlp.hook_post"].shape[-1], generator=torch.Generator().manual_seed(4)) * 3
     options = dict(max_new_tokens=5, min_new_tokens=5)
     with raw.edited(plain, {"blocks.1.mlp.hook_post": lambda x: x + push}):
-        truth = plain.generate(**inputs.kwargs(), do_sample=False, pad_token_id=model.tokenizer.pad_token_id, **options)
+        truth = raw.generate(plain, inputs, pad_token_id=model.tokenizer.pad_token_id, **options)
     look = hooks.feed(lambda x, hook: shapes.append(x.shape[1]))
     edits = [("blocks.1.mlp.hook_post", hooks.add(push)), ("blocks.1.mlp.hook_post", look)]
     with leaves_no_hooks(model):
@@ -261,7 +253,7 @@ def test_a_where_mask_acts_at_prefill_only(model, plain, batches):
         return torch.where(where[..., None], stream + push, stream) if stream.shape[1] == length else stream
 
     with raw.edited(plain, {"blocks.1.hook_resid_post": change}):
-        truth = plain.generate(**inputs.kwargs(), do_sample=False, pad_token_id=model.tokenizer.pad_token_id, **options)
+        truth = raw.generate(plain, inputs, pad_token_id=model.tokenizer.pad_token_id, **options)
     edit = [("blocks.1.hook_resid_post", hooks.add(push, where=where))]
     assert torch.equal(model.generate(inputs, fwd_hooks=edit, **options).tokens, truth)
 
@@ -360,20 +352,19 @@ def test_names_are_chosen_by_name_glob_list_or_predicate_and_none_leaves_out_att
 
 @torch.no_grad()
 def test_weights_and_widths_are_the_plain_models_own(model, plain):
-    language, tower = plain.model.language_model.layers, plain.model.vision_tower.encoder.layers
-    assert model.widths == {
-        "language": tuple(layer.mlp.down_proj.weight.shape[1] for layer in language),
-        "vision": tuple(layer.mlp.fc2.weight.shape[1] for layer in tower),
-        "projector": (plain.model.multi_modal_projector.linear_2.weight.shape[1],),
-    }
-    assert torch.equal(model.W_out(1), language[1].mlp.down_proj.weight.T)
-    assert torch.equal(model.W_out(0, "vision"), tower[0].mlp.fc2.weight.T)
-    assert torch.equal(model.W_out(0, "projector"), plain.model.multi_modal_projector.linear_2.weight.T)
-    assert torch.equal(model.W_U, plain.lm_head.weight.T)
-    assert torch.equal(model.W_E, plain.model.language_model.embed_tokens.weight)
-    for layer, module in [(99, "language"), (1, "projector"), (0, "audio")]:
+    posts = [name for name in raw.FILES[plain.config.model_type].SITES if name.endswith(".hook_post")]
+    assert set(model.widths) == {module_of(name.format(l=0)) for name in posts}
+    for name in posts:
+        module = module_of(name.format(l=0))
+        for layer, width in enumerate(model.widths[module]):
+            weight = raw.locate(plain, name.format(l=layer))[0].weight
+            assert torch.equal(model.W_out(layer, module), weight.T) and width == weight.shape[1]
         with pytest.raises(KeyError, match="no neurons"):
-            model.W_out(layer, module)
+            model.W_out(len(model.widths[module]), module)
+    assert torch.equal(model.W_U, plain.get_output_embeddings().weight.T)
+    assert torch.equal(model.W_E, plain.get_input_embeddings().weight)
+    with pytest.raises(KeyError, match="no neurons"):
+        model.W_out(0, "retina")
 
 
 @torch.no_grad()

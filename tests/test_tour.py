@@ -128,8 +128,8 @@ def test_a_question_about_an_object_of_the_scene_finds_its_mask(organism, tmp_pa
     [
         ("llava-siglip-qwen2", None, {}),
         ("llava-clip-llama", picture(0, 131, 57).convert("L"), {}),
-        ("llava-clip-qwen2", Image.new("RGBA", (7, 90), "red"), {}),
-        ("llava-siglip-llama", picture(0, 600, 350), {"image_size": 84}),
+        ("llava-siglip-qwen2", Image.new("RGBA", (7, 90), "red"), {}),
+        ("llava-siglip-qwen2", picture(0, 600, 350), {"image_size": 84}),
     ],
 )
 def test_any_model_and_any_picture_make_a_page(tmp_path, family, image, changes):

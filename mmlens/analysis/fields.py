@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from mmlens.grid import Grid
 from mmlens.hooks import neuron_hook
-from mmlens.inputs import Grid, Inputs
+from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result

@@ -3,7 +3,7 @@
 from mmlens.families import llava
 from mmlens.families.family import Family, UnsupportedModel
 
-FAMILIES: dict[str, Family] = {llava.FAMILY.model_type: llava.FAMILY}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llava,)}
 
 
 def family_of(model_type: str) -> Family:

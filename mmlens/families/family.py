@@ -1,12 +1,14 @@
 """What an architecture must say about itself to become a hooked model."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+from transformers import AutoProcessor
 
-from mmlens.inputs import Row
+from mmlens.inputs import Modality, Row
+from mmlens.media import Media
 
 
 class UnsupportedModel(ValueError):
@@ -17,23 +19,84 @@ class UnsupportedModel(ValueError):
 class Family:
     """One architecture.
 
-    `adapter` tells TransformerLens where the parts are; `renames` maps the beginnings of TransformerLens' hook names to
-    ours (`vision_encoder.encoder_layers.` -> `vision.blocks.`); `check(config)` raises UnsupportedModel for a setting that
-    is not understood; `encode(processor, text, images)` returns one example as a Row; `live_layers(config)` says how many
-    blocks of each tower reach the output. `dead` (never fires) and `read_only` (fires, but the model has moved on) map hook
-    points, globs of our names, to what to use.
+    `model_class` is transformers' class; `takes` the media that it reads. `adapter(config)` returns the class that tells
+    TransformerLens where the parts are; `renames` maps the beginnings of TransformerLens' hook names to ours
+    (`vision_encoder.encoder_layers.` -> `vision.blocks.`). `check(config)` raises UnsupportedModel for a setting that is
+    not understood; `encode(processor, text, media)` returns one example as a Row; `load_processor(**source)` returns what
+    `encode` is given. `live_layers(config)` says how many blocks of each tower reach the output. `dead` (never fires) and
+    `read_only` (fires, but the model has moved on) map hook points, globs of our names, to what to use. `prepare(model)`
+    changes the transformers model before it is wrapped, where its code would hide something.
+
+    `first_position` is what the model counts its first real position as, None where it counts by itself; `answer` what its
+    `stream` numbers are at an answer's tokens; `echoes` says whether its `generate` returns the prompt too.
     """
 
     model_type: str
-    adapter: type[ArchitectureAdapter]
-    renames: dict[str, str]
-    dead: dict[str, str]
-    read_only: dict[str, str]
+    model_class: str
+    takes: tuple[Modality, ...]
+    adapter: Callable[[Any], type[ArchitectureAdapter]]
     check: Callable[[Any], None]
-    encode: Callable[[Any, str, Sequence[Any]], Row]
+    encode: Callable[[Any, str, Media], Row]
     live_layers: Callable[[Any], dict[str, int]]
+    renames: Mapping[str, str] = field(default_factory=dict)
+    dead: Mapping[str, str] = field(default_factory=dict)
+    read_only: Mapping[str, str] = field(default_factory=dict)
+    load_processor: Callable[..., Any] = AutoProcessor.from_pretrained
+    prepare: Callable[[Any], None] = lambda model: None
+    first_position: int | None = 0
+    answer: Mapping[str, int] = field(default_factory=dict)
+    echoes: bool = True
 
     @property
     def architecture(self) -> str:
-        """The name under which TransformerLens finds `adapter`: ours, so that its own stays as it is."""
+        """The name under which TransformerLens finds the adapter: ours, so that its own stays as it is."""
         return f"mmlens:{self.model_type}"
+
+
+def one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+    """Raise UnsupportedModel, naming the setting, unless `value` is one of the `known`."""
+    if value not in known:
+        raise UnsupportedModel(f"mmlens knows {name} = {', '.join(map(str, known))}; this model has {value!r}")
+
+
+def with_placeholders(text: str, count: int, *, kind: str, token: str, put: str | None = None) -> str:
+    """Return `text` with one `token` for each of `count` media: put in front (`put` each) where there are none.
+
+    Raises ValueError where there are some, and not as many as media.
+    """
+    if count and token not in text:
+        text = (token if put is None else put) * count + text
+    if text.count(token) != count:
+        raise ValueError(
+            f"every {token} in the text stands for one {kind}: got {text.count(token)} in {text[:60]!r} and {count} "
+            f"{kind}(s). Pass as many, or leave the placeholders out and they are put in front"
+        )
+    return text
+
+
+def label(
+    tokens: Sequence[int],
+    *,
+    placeholders: Mapping[int, Modality],
+    lengths: Mapping[Modality, Sequence[int]],
+    special: Sequence[int],
+) -> tuple[list[Modality], list[int]]:
+    """Return what each token holds and which medium it belongs to (-1: none).
+
+    `placeholders` are the tokens that media take the place of; `lengths` says how many positions each medium of a kind
+    has, in order. Media are numbered images first, then videos, then sounds. Raises UnsupportedModel where the tokens
+    have another number of placeholders: the processor's settings are then not what we think.
+    """
+    marks = set(special) - set(placeholders)
+    modality: list[Modality] = [placeholders.get(token, "special" if token in marks else "text") for token in tokens]
+    first, owners = 0, {}
+    for kind in ("image", "video", "audio"):
+        counts = list(lengths.get(kind, ()))
+        if sum(counts) != modality.count(kind):
+            raise UnsupportedModel(
+                f"the processor made {modality.count(kind)} {kind} positions where {len(counts)} {kind}(s) of "
+                f"{counts} positions were expected: its settings are not understood"
+            )
+        owners[kind] = iter([first + index for index, count in enumerate(counts) for _ in range(count)])
+        first += len(counts)
+    return modality, [next(owners[kind]) if kind in owners else -1 for kind in modality]

@@ -1,19 +1,15 @@
 """LLaVA-1.5: a CLIP or SigLIP tower, a two-layer projector, and a Llama or Qwen2 language model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from PIL.Image import Image
-from transformer_lens.model_bridge.generalized_components import LinearBridge, VisionProjectionBridge
-from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
-from mmlens.families.family import Family, UnsupportedModel
-from mmlens.inputs import Grid, Modality, Row
-
-TOWERS = ("clip_vision_model", "siglip_vision_model")
-LANGUAGE_MODELS = ("llama", "qwen2")
-STRATEGIES = ("default", "full")
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.parts import Projector, native_attention
+from mmlens.grid import Grid
+from mmlens.inputs import Row
+from mmlens.media import Media
 
 
 class LlavaAdapter(LlavaArchitectureAdapter):
@@ -22,31 +18,21 @@ class LlavaAdapter(LlavaArchitectureAdapter):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         components: Any = self.component_mapping
-        components["blocks"].submodules["attn"] = AttentionBridge(
-            name="self_attn",
-            config=self.cfg,
-            submodules={part: LinearBridge(name=f"{part}_proj") for part in "qkvo"},
-            maintain_native_attention=True,
-            requires_attention_mask=True,
-            requires_position_embeddings=True,
-        )
-        components["vision_projector"] = VisionProjectionBridge(
-            name="model.multi_modal_projector",
-            submodules={"in": LinearBridge(name="linear_1"), "out": LinearBridge(name="linear_2")},
-        )
+        components["blocks"].submodules["attn"] = native_attention(self.cfg)
+        components["projector"] = Projector("model.multi_modal_projector", into="linear_1", out="linear_2")
+        del components["vision_projector"]
 
 
 def check(config: Any) -> None:
     """Raise UnsupportedModel, naming the setting, for a LLaVA configuration that is not understood."""
-    _one_of("vision_config.model_type", config.vision_config.model_type, TOWERS)
-    _one_of("text_config.model_type", config.text_config.model_type, LANGUAGE_MODELS)
-    _one_of("vision_feature_select_strategy", config.vision_feature_select_strategy, STRATEGIES)
+    one_of("vision_config.model_type", config.vision_config.model_type, ("clip_vision_model", "siglip_vision_model"))
+    one_of("text_config.model_type", config.text_config.model_type, ("llama", "qwen2"))
+    one_of("vision_feature_select_strategy", config.vision_feature_select_strategy, ("default", "full"))
     if not isinstance(config.vision_feature_layer, int):
         raise UnsupportedModel(
             f"mmlens reads one tower layer; vision_feature_layer is {config.vision_feature_layer}: several are not supported"
         )
-    if getattr(config.text_config, "use_sliding_window", False):
-        raise UnsupportedModel("mmlens has not verified text_config.use_sliding_window = True in a LLaVA model")
+    one_of("text_config.use_sliding_window", getattr(config.text_config, "use_sliding_window", False), (False,))
 
 
 def live_layers(config: Any) -> dict[str, int]:
@@ -55,26 +41,21 @@ def live_layers(config: Any) -> dict[str, int]:
     return {"vision": chosen if chosen >= 0 else depth + 1 + chosen}
 
 
-def encode(processor: Any, text: str, images: Sequence[Image]) -> Row:
-    """Return `text` with `images` as one row.
-
-    Where the text has no placeholder, one per image is put in front of it, each on its own line; placeholders that are
-    there must match the number of images, else ValueError.
-    """
-    token = processor.image_token
-    if images and token not in text:
-        text = f"{token}\n" * len(images) + text
-    if text.count(token) != len(images):
-        raise ValueError(
-            f"every {token} in the text stands for one image: got {text.count(token)} in {text[:60]!r} and {len(images)} "
-            "image(s). Pass as many images, or leave the placeholders out and they are put in front"
-        )
-    encoded = processor(text=text, images=list(images) or None, return_tensors="pt")
+def encode(processor: Any, text: str, media: Media) -> Row:
+    """Return `text` with its images as one row; a missing placeholder is put in front of the text, on its own line."""
+    images, token = list(media.images), processor.image_token
+    text = with_placeholders(text, len(images), kind="image", token=token, put=f"{token}\n")
+    encoded = processor(text=text, images=images or None, return_tensors="pt")
     tokens = encoded["input_ids"][0].tolist()
     grids = tuple(grid(processor, image) for image in images)
-    modality, medium = _modalities(tokens, processor, grids)
+    modality, medium = label(
+        tokens,
+        placeholders={processor.image_token_id: "image"},
+        lengths={"image": [len(grid) for grid in grids]},
+        special=processor.tokenizer.all_special_ids,
+    )
     tower = {"pixel_values": encoded["pixel_values"]} if images else {}
-    return Row(text, tokens, modality, medium, tower, grids, tuple(images))
+    return Row(text, tokens, modality, medium, tower, grids, media.all())
 
 
 def grid(processor: Any, image: Image) -> Grid:
@@ -105,43 +86,19 @@ def grid(processor: Any, image: Image) -> Grid:
     return Grid(rows, columns, region, size)
 
 
-def _modalities(tokens: list[int], processor: Any, grids: tuple[Grid, ...]) -> tuple[list[Modality], list[int]]:
-    image = processor.image_token_id
-    special = set(processor.tokenizer.all_special_ids) - {image}
-    modality: list[Modality] = ["image" if t == image else "special" if t in special else "text" for t in tokens]
-    owners = [index for index, grid in enumerate(grids) for _ in range(len(grid))]
-    if len(owners) != modality.count("image"):
-        raise UnsupportedModel(
-            f"the processor made {modality.count('image')} image positions where its grid has {len(owners)}: its settings "
-            f"(patch_size {processor.patch_size}, {processor.num_additional_image_tokens} additional, "
-            f"{processor.vision_feature_select_strategy!r}) are not understood"
-        )
-    remaining = iter(owners)
-    return modality, [next(remaining) if kind == "image" else -1 for kind in modality]
-
-
-def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UnsupportedModel(f"a LLaVA model's {name} is one of {', '.join(known)}; this one has {value!r}")
-
-
 FAMILY = Family(
     model_type="llava",
-    adapter=LlavaAdapter,
+    model_class="LlavaForConditionalGeneration",
+    takes=("image",),
+    adapter=lambda config: LlavaAdapter,
     renames={
         "vision_encoder.encoder_layers.": "vision.blocks.",
         "vision_encoder.hook_vision_embed": "vision.hook_embed",
         "vision_encoder.": "vision.",
-        "vision_projector.hook_vision_proj_in": "projector.hook_in",
-        "vision_projector.hook_vision_proj_out": "projector.hook_out",
-        "vision_projector.in.hook_out": "projector.hook_pre",
-        "vision_projector.out.hook_in": "projector.hook_post",
-        "vision_projector.": "projector.",
     },
     dead={
         "vision.hook_patch_embed": "vision.hook_embed",
         "vision.hook_pos_embed": "vision.hook_embed",
-        "projector.hook_projected": "projector.hook_out",
     },
     read_only={"vision.hook_vision_out": "projector.hook_in", "vision.post_layernorm.*": "projector.hook_in"},
     check=check,

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from mmlens.inputs import Grid, Inputs
+from mmlens.grid import Grid
+from mmlens.inputs import Inputs
 
 OURS, RANDOM, OBJECT = "#c0392b", "#7f8c8d", "#00e5ff"
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmlens.analysis import LogitLens
-from mmlens.inputs import Grid, Inputs
+from mmlens.grid import Grid
+from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.plot.canvas import canvas, focus, grid_lines, height, picture, pictures, plain
 

@@ -11,6 +11,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from mmlens import HookedMLLM
 from mmlens.families import FAMILIES, UnsupportedModel, family_of, llava
 from mmlens.liveness import InertHook, lookup
+from mmlens.media import Media
 from mmlens.testing import tiny
 
 
@@ -55,7 +56,7 @@ def test_a_processor_whose_positions_do_not_fit_its_grid_is_refused(small_folder
         processor.image_processor.crop_size = {"height": 35, "width": 35}
         processor.num_additional_image_tokens = 2
     with pytest.raises(UnsupportedModel, match=says):
-        llava.encode(processor, "see", [picture(0)])
+        llava.encode(processor, "see", Media(images=(picture(0),)))
 
 
 def test_a_way_of_resizing_that_is_not_understood_is_refused(small_folder):
@@ -66,7 +67,7 @@ def test_a_way_of_resizing_that_is_not_understood_is_refused(small_folder):
 
 
 def test_clip_keeps_a_centred_square_and_siglip_the_whole_picture(tmp_path):
-    for family, region in [("llava-clip-llama", (20.0, 0.0, 80.0, 60.0)), ("llava-siglip-llama", (0.0, 0.0, 100.0, 60.0))]:
+    for family, region in [("llava-clip-llama", (20.0, 0.0, 80.0, 60.0)), ("llava-siglip-qwen2", (0.0, 0.0, 100.0, 60.0))]:
         processor = AutoProcessor.from_pretrained(tiny(family, tmp_path / family))
         assert llava.grid(processor, picture(0, 100, 60)).region == pytest.approx(region)
         assert len(llava.grid(processor, picture(0, 100, 60))) == 25
@@ -123,3 +124,18 @@ def test_transformerlens_own_adapter_is_left_as_it_was():
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
     assert SUPPORTED_ARCHITECTURES["LlavaForConditionalGeneration"] is not llava.LlavaAdapter
+
+
+LLAVA = pytest.mark.parametrize("folder", ["llava-clip-llama", "llava-siglip-qwen2", "pictoworld-frozen"], indirect=True)
+
+
+@LLAVA
+@torch.no_grad()
+def test_image_positions_enter_the_stream_as_the_projectors_output(model, plain, batches):
+    for kind in ("one", "mixed", "two"):
+        inputs = batches[kind]
+        _, truth = raw.read(plain, inputs, ["projector.hook_out", "hook_embed"])
+        _, cache = model.run_with_cache(inputs, "blocks.0.hook_resid_pre")
+        stream, image = cache["blocks.0.hook_resid_pre"], inputs.mask("image")
+        raw.same(stream[image], truth["projector.hook_out"].flatten(0, 1))
+        raw.same(stream[~image], truth["hook_embed"][~image])

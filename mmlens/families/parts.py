@@ -1,0 +1,88 @@
+"""The components that families are made of: TransformerLens' own, with transformers' attention kept and towers hooked.
+
+Point names come from here: a tower's block has `hook_resid_pre/mid/post`, `hook_attn_out`, `hook_mlp_out`,
+`attn.hook_q/k/v/z/pattern/attn_scores`, `mlp.hook_pre/post` (and `hook_pre_linear`, where it is gated), as in the
+language model.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components import GatedMLPBridge, LinearBridge, MLPBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+
+def heads(count: int, d_model: int, *, key_value: int | None = None, d_head: int | None = None) -> Any:
+    """Return the sizes that an attention component needs to split heads."""
+    sizes = dict(n_heads=count, d_model=d_model, d_head=d_head or d_model // count, n_key_value_heads=key_value)
+    return SimpleNamespace(**sizes)
+
+
+def native_attention(
+    config: Any, name: str = "self_attn", *, q: str = "q_proj", k: str = "k_proj", v: str = "v_proj", o: str = "o_proj"
+) -> AttentionBridge:
+    """Return attention that transformers computes (by the function that mmlens registers), with hooks on its parts."""
+    return AttentionBridge(
+        name=name,
+        config=config,
+        submodules={part: LinearBridge(name=path) for part, path in zip("qkvo", (q, k, v, o), strict=True)},
+        maintain_native_attention=True,
+        requires_attention_mask=True,
+        requires_position_embeddings=True,
+    )
+
+
+class FusedAttention(AttentionBridge):
+    """Attention whose queries, keys and values come from one linear map: `hook_q/k/v` fire where they are compared.
+
+    So, with rotary positions, `hook_q` and `hook_k` are seen after the rotation.
+    """
+
+    def __init__(self, config: Any, name: str, *, qkv: str, o: str) -> None:
+        super().__init__(
+            name=name,
+            config=config,
+            submodules={"qkv": LinearBridge(name=qkv), "o": LinearBridge(name=o)},
+            maintain_native_attention=True,
+            fused_qkv=True,
+        )
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+
+
+def mlp(config: Any, into: str, out: str, *, gate: str | None = None, name: str = "mlp") -> MLPBridge:
+    """Return an MLP with `hook_pre` and `hook_post`; with `gate` a gated one, whose `hook_pre_linear` is `into`'s output."""
+    parts: dict[str, GeneralizedComponent] = {"in": LinearBridge(name=into), "out": LinearBridge(name=out)}
+    if gate is None:
+        return MLPBridge(name=name, config=config, submodules=parts)
+    return GatedMLPBridge(name=name, config=config, submodules={"gate": LinearBridge(name=gate), **parts})
+
+
+class TowerBlock(GeneralizedComponent):
+    """One block of a tower: norms, attention and an MLP, each computed by transformers."""
+
+    is_list_item = True
+    hook_aliases = {  # noqa: RUF012 (TransformerLens declares it so)
+        "hook_resid_pre": "hook_in",
+        "hook_resid_mid": "ln2.hook_in",
+        "hook_resid_post": "hook_out",
+        "hook_attn_in": "attn.hook_in",
+        "hook_attn_out": "attn.hook_out",
+        "hook_mlp_in": "mlp.hook_in",
+        "hook_mlp_out": "mlp.hook_out",
+    }
+
+    def __init__(self, name: str, *, ln1: str, attn: AttentionBridge, ln2: str, mlp: MLPBridge) -> None:
+        norms = {"ln1": GeneralizedComponent(name=ln1), "ln2": GeneralizedComponent(name=ln2)}
+        super().__init__(name, submodules={"ln1": norms["ln1"], "attn": attn, "ln2": norms["ln2"], "mlp": mlp})
+
+
+class Projector(GeneralizedComponent):
+    """What maps tower features into the stream; with two linear maps, `hook_pre` and `hook_post` are its neurons'."""
+
+    def __init__(self, name: str, *, into: str | None = None, out: str | None = None) -> None:
+        parts = {"in": into, "out": out}
+        super().__init__(name, submodules={key: LinearBridge(name=path) for key, path in parts.items() if path})
+        if into and out:
+            self.hook_aliases = {"hook_pre": "in.hook_out", "hook_post": "out.hook_in"}

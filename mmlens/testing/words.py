@@ -1,0 +1,51 @@
+"""A tokenizer of a few words, and what makes random weights worth testing with."""
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+WORDS = (
+    "a the red blue green car boat tree sun is at what which object top left right of on in and . , ? : answer "
+    "question picture image photo one two three user assistant describe see here there word"
+).split()
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def tokenizer(words: Sequence[str] = WORDS, *, extra: Sequence[str] = ("<image>",)) -> PreTrainedTokenizerFast:
+    """Return a whitespace tokenizer over `words` with <s>, </s>, <pad>, <unk> and the `extra` tokens, that prepends <s>.
+
+    Special tokens need no space around them.
+    """
+    special = ["<pad>", "<s>", "</s>", "<unk>", *extra]
+    vocab = {token: index for index, token in enumerate([*special, *words])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(extra),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def roughen(model: torch.nn.Module) -> None:
+    """Make what random initialisation leaves trivial (norm gains of 1, zero biases) differ, and effects visible."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif parameter.ndim == 1:
+                parameter.normal_(std=0.1)
+            else:
+                parameter.mul_(4.0)

@@ -1,0 +1,19 @@
+"""Where hook points lie in transformers' own models, family by family: (submodule, whether its input or its output).
+
+A family's file has `SITES`, hook names and submodules with `{l}` for the layer, and `ATTENTION`, the attention module of
+each tower and of the language model. Nothing here imports mmlens.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+
+def under(hooks, path, table):
+    """Return `table` (point -> submodule of a block, side) for the blocks that lie under `path`."""
+    return {f"{hooks}.{point}": (f"{path}.{inner}".rstrip("."), side) for point, (inner, side) in table.items()}
+
+
+def load():
+    """Return every family's file by its model type."""
+    files = [import_module(f"sites.{info.name}") for info in iter_modules(__path__) if not info.name.startswith("_")]
+    return {file.MODEL_TYPE: file for file in files if hasattr(file, "MODEL_TYPE")}
