@@ -91,7 +91,7 @@ def _writable(out: Path) -> None:
 
 def _open(path: Path) -> "Image.Image":
     """Return the picture upright, or stop."""
-    from mmlens.inputs import read_image
+    from mmlens.media import read_image
 
     try:
         return read_image(path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mmlens.results import Storable
@@ -36,6 +36,15 @@ class Grid(Storable):
     @property
     def _stride(self) -> int:
         return self.columns + self.newline
+
+    @property
+    def grids(self) -> "tuple[Grid, ...]":
+        """This grid alone, so that it can be read as `Tiles` are."""
+        return (self,)
+
+    def painted(self, values: Shaped[Tensor, "*n position"]) -> "list[tuple[Grid, Shaped[Tensor, '*n row column']]]":
+        """Return this grid with the values of its positions as rows and columns, those that end a row left out."""
+        return [(self, values.unflatten(-1, (self.rows, self._stride))[..., : self.columns])]
 
     def box(self, index: int) -> Box | None:
         """Return (left, top, right, bottom) in pixels of the original image for the image's `index`-th position.
@@ -100,6 +109,17 @@ class Tiles(Storable):
 
     def __len__(self) -> int:
         return sum(map(len, self.grids))
+
+    @property
+    def region(self) -> Box:
+        """The smallest box around all tiles."""
+        left, top, right, bottom = zip(*(grid.region for grid in self.grids), strict=True)
+        return min(left), min(top), max(right), max(bottom)
+
+    def painted(self, values: Shaped[Tensor, "*n position"]) -> "list[tuple[Grid, Shaped[Tensor, '*n row column']]]":
+        """Return each tile with the values of its positions, coarse tiles first: fine ones then cover them."""
+        parts = zip(self.grids, values.split([len(grid) for grid in self.grids], dim=-1), strict=True)
+        return sorted((pair for grid, part in parts for pair in grid.painted(part)), key=lambda pair: -_cell(pair[0]))
 
     def tile(self, index: int) -> tuple[int, int]:
         """Return which tile the medium's `index`-th position belongs to, and which position of that tile it is."""
@@ -166,6 +186,18 @@ class Timeline(Storable):
 
 
 Place = Grid | Tiles | Timeline | None
+
+
+def finest(place: Grid | Tiles) -> tuple[Grid, ...]:
+    """Return the tiles that show the picture largest (within a factor of two of the largest, by area)."""
+    smallest = min(map(_cell, place.grids))
+    return tuple(grid for grid in place.grids if _cell(grid) <= 2 * smallest)
+
+
+def _cell(grid: Grid) -> float:
+    """Return the area of a position's box."""
+    left, top, right, bottom = grid.region
+    return (right - left) * (bottom - top) / (grid.rows * grid.columns)
 
 
 def _coverage(start: float, stop: float, cells: int, pixels: int) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from support import ask, leaves_no_hooks
 
 from mmlens import Neurons, hooks
-from mmlens.hooks import neuron_hook
+from mmlens.hooks import STEP, neuron_hook
+from mmlens.inputs import Inputs, Row
 
 POST, Z, PATTERN = "blocks.1.mlp.hook_post", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern"
 
@@ -267,3 +268,27 @@ def test_a_shuffle_moves_the_chosen_positions_among_each_other_and_its_inverse_u
     again = before_and_after(small, inputs, name, hooks.permute(where, seed=3))[1]
     np.testing.assert_array_equal(again, after)
     assert np.abs(before_and_after(small, inputs, name, hooks.permute(where, seed=4))[1] - after).max() > 0
+
+
+# ---------------------------------------------------------------- masks while a model writes
+
+
+@torch.no_grad()
+def test_a_mask_of_a_prompt_of_one_position_acts_on_the_prompt_only(small):
+    """The prompt has one position, as every later run has: only counting the runs tells them apart."""
+    inputs, shapes = small.to_inputs("a"), []
+    inputs = Inputs.from_rows([Row("a", [inputs.tokens[0, -1].item()], ["text"], [-1], {})], pad=0)
+    assert inputs.tokens.shape == (1, 1)
+    edit = ("blocks.1.hook_resid_post", hooks.replace(3.0, where=inputs.mask("all")))
+    look = ("blocks.1.hook_resid_post", hooks.feed(lambda x, hook: shapes.append(bool((x == 3.0).all()))))
+    small.generate(inputs, max_new_tokens=3, min_new_tokens=3, fwd_hooks=[edit, look])
+    assert shapes == [True, False, False]
+    assert STEP.get() == 0
+
+
+@torch.no_grad()
+def test_a_mask_of_the_prompts_rows_is_refused_where_beams_multiply_them(small):
+    inputs = ask(small, "one")
+    edit = [("blocks.1.hook_resid_post", hooks.replace(3.0, where=inputs.mask("image")))]
+    with leaves_no_hooks(small), pytest.raises(ValueError, match="make it from the inputs of this run"):
+        small.generate(inputs, max_new_tokens=3, num_beams=2, fwd_hooks=edit)

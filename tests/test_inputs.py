@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from support import KINDS, ask, medium, picture
 
-from mmlens import Grid
-from mmlens.inputs import MEDIA, MODALITIES, Inputs
+from mmlens import Grid, Tiles
+from mmlens.inputs import MEDIA, MODALITIES, Inputs, Row
 
 LLAVA = pytest.mark.parametrize(
     "folder", ["llava-clip-llama", "llava-siglip-qwen2", "pictoworld", "pictoworld-frozen"], indirect=True
@@ -74,6 +74,59 @@ def test_unknown_groups_are_refused_and_the_known_named(batches):
     for group in ("images", "image:", "image:x", "text:0", "last"):
         with pytest.raises(KeyError, match="one of text, special"):
             batches["one"].mask(group)
+
+
+def tiled_row():
+    """Return one row by hand: an image in two tiles (the second with row ends), a word, and a video of four frames."""
+    overview = Grid(1, 2, (0.0, 0.0, 8.0, 4.0), (8, 4))
+    fine = Grid(2, 2, (0.0, 0.0, 8.0, 4.0), (8, 4), newline=True)
+    frames = [Grid(1, 1, (0.0, 0.0, 6.0, 6.0), (6, 6), frames=(start, start + 2)) for start in (0, 2)]
+    return Row(
+        text="",
+        tokens=[9] * 8 + [5] + [8] * 2,
+        modality=["image"] * 8 + ["text"] + ["video"] * 2,
+        medium=[0] * 8 + [-1] + [1] * 2,
+        tower={"pixel_values": torch.ones(1, 2, 3)},
+        grids=(Tiles((overview, fine), (8, 4)), Tiles(tuple(frames), (6, 6))),
+        media=("picture", "video"),
+        stream={"kind": [1] * 8 + [0] + [2] * 2},
+    )
+
+
+def test_tiles_and_frames_of_a_medium_have_masks_of_their_own():
+    text = Row("", [5] * 14, ["text"] * 14, [-1] * 14, {})
+    inputs = Inputs.from_rows([tiled_row(), text], pad=0)
+
+    def where(*groups):
+        assert not inputs.mask(*groups)[1].any()
+        return inputs.mask(*groups)[0].nonzero()[:, 0].sub(3).tolist()  # three positions of padding
+
+    assert where("image:0/tile:0") == [0, 1] and where("image:0/tile:1") == [2, 3, 4, 5, 6, 7]
+    assert where("video:0") == [9, 10] == where("video")
+    for frame, position in [(0, 9), (1, 9), (2, 10), (3, 10)]:
+        assert where(f"video:0/frame:{frame}") == [position]
+    assert where("image:0/tile:2", "video:1", "video:0/frame:4", "image:0/frame:0") == []
+    assert inputs.grids[0][0].box(4) is None and inputs.grids[0][0].box(2) == (0.0, 0.0, 4.0, 2.0)
+    for wrong in ("image:0/row:1", "image/tile:0", "image:0/tile:x"):
+        with pytest.raises(KeyError, match="a part of it such as"):
+            inputs.mask(wrong)
+
+
+def test_rows_with_more_tiles_are_joined_with_the_others_filled_up():
+    rows = [tiled_row(), Row("", [5], ["text"], [-1], {}), tiled_row()]
+    rows[2].tower["pixel_values"] = torch.full((2, 3, 3), 2.0)
+    inputs = Inputs.from_rows(rows, pad=0)
+    joined = inputs.tower["pixel_values"]
+    assert joined.shape == (3, 3, 3)
+    assert (joined[0, :2] == 1).all() and (joined[0, 2] == 0).all() and (joined[1:] == 2).all()
+    assert inputs.stream["kind"].tolist() == [rows[0].stream["kind"], [0] * 11, rows[2].stream["kind"]]
+    assert set(inputs.kwargs()) == {"input_ids", "attention_mask", "pixel_values", "kind"}
+
+
+def test_an_answer_is_of_the_kind_that_the_family_says():
+    row = tiled_row().answered([3, 4], kind=7)
+    assert row.stream["kind"][-3:] == [2, 7, 7] and row.tokens[-2:] == [3, 4] and row.answer == 2
+    assert Inputs.from_rows([row], pad=0).mask("answer")[0].nonzero()[:, 0].tolist() == [11, 12]
 
 
 # ---------------------------------------------------------------- what the processor makes of it

@@ -43,7 +43,7 @@ def test_every_position_is_numbered_at_the_middle_of_its_box(inputs):
     assert texts(axes) == [str(index) for index in range(len(grid))]
     for index, text in enumerate(axes.texts):
         left, top, right, bottom = grid.box(index)
-        assert text.get_position() == ((left + right) / 2, (top + bottom) / 2)
+        assert text.get_position() == pytest.approx(((left + right) / 2, (top + bottom) / 2))
     assert f"{grid.rows} x {grid.columns}" in axes.get_title()
 
 

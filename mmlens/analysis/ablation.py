@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mmlens import metrics
 from mmlens.hooks import ablate
-from mmlens.inputs import Inputs
+from mmlens.inputs import MEDIA, Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
@@ -47,13 +47,13 @@ def ablation_curve(
 ) -> AblationCurve:
     """Return how the prediction of `tokens` at the last position falls as the first k `neurons` are held at `value`.
 
-    `where` defaults to the image positions. Every k has `draws` random controls matched by layer. k = 0 is the model
-    itself. Source: Schwettmann et al. 2023, section 3.3 (methods A11), who ablate at all positions (`where=None` there is
-    `inputs.mask("all")` here).
+    `where` defaults to the positions of images and other media. Every k has `draws` random controls matched by layer.
+    k = 0 is the model itself. Source: Schwettmann et al. 2023, section 3.3 (methods A11), who ablate at all positions
+    (`where=None` there is `inputs.mask("all")` here).
     """
     if not ks or max(ks) > len(neurons):
         raise ValueError(f"ks are numbers of neurons from 0 to {len(neurons)}, got {list(ks)}")
-    where = inputs.mask("image") if where is None else where
+    where = inputs.mask(*MEDIA) if where is None else where
     top = neurons[: max(ks)]
     sets = [neurons[:k] for k in ks]
     for draw in range(draws):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.hooks import feed, neuron_hook
-from mmlens.inputs import Inputs
+from mmlens.inputs import MEDIA, Inputs
 from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
@@ -38,12 +38,13 @@ def grad_x_activation(
 ) -> Attribution:
     """Return activation x gradient of the logit of each row's token, which its last position predicts, for all neurons.
 
-    `where` (default: the image positions) chooses the positions; `reduce` takes the largest or the sum over them, None
-    keeps them all, [batch, layer, pos, unit]. At a gated MLP the score is the same number for the gate's output, the linear
-    branch and their product `post`; only `pre` differs. Source: Schwettmann et al. 2023, eq. 2 (methods A2, A3). Theirs is
-    `site="pre"` (its literal reading); `post` is our default, since it is what ablation sets to zero.
+    `where` (default: the positions of images and other media) chooses the positions; `reduce` takes the largest or the
+    sum over them, None keeps them all, [batch, layer, pos, unit]. At a gated MLP the score is the same number for the
+    gate's output, the linear branch and their product `post`; only `pre` differs. Source: Schwettmann et al. 2023, eq. 2
+    (methods A2, A3). Theirs is `site="pre"` (its literal reading); `post` is our default, since it is what ablation sets
+    to zero.
     """
-    where = inputs.mask("image") if where is None else where
+    where = inputs.mask(*MEDIA) if where is None else where
     if not bool(where.any(-1).all()):
         row = int((~where.any(-1)).nonzero()[0])
         raise ValueError(f"every row needs positions to attribute to, row {row} has none in `where` (no image in it?)")

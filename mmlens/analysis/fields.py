@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mmlens.grid import Grid
+from mmlens.grid import Grid, Tiles
 from mmlens.hooks import neuron_hook
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -21,7 +21,7 @@ class ReceptiveField(Result):
 
     neurons: Neurons
     activations: Float[Tensor, "neuron position"]
-    grid: Grid
+    grid: Grid | Tiles
 
     def heat(self) -> Float[Tensor, "neuron height width"]:
         """Return the activations over the original image, bilinear between positions; NaN where the tower saw nothing."""
@@ -65,12 +65,15 @@ def receptive_field(
     """
     if set(neurons.module) - {"language"}:
         raise ValueError(f"receptive fields are read in the language model's stream, got neurons of {set(neurons.module)}")
-    grid = inputs.grids[row][image] if image < len(inputs.grids[row]) else None
-    if grid is None:
-        raise ValueError(f"row {row} has {len(inputs.grids[row])} image(s) with a grid, there is no image {image} to map to")
+    here = inputs.mask(f"image:{image}")[row]
+    grid = inputs.grids[row][image] if bool(here.any()) else None  # images are numbered before other media
+    if not isinstance(grid, (Grid, Tiles)):
+        raise ValueError(
+            f"row {row} has no image {image} whose positions have a place on it ({len(inputs.grids[row])} media): choose "
+            "another, or a model that keeps places"
+        )
     layers = sorted({layer for _, layer, _ in neurons})
     _, cache = model.run_with_cache(inputs, [neuron_hook("language", layer, "post") for layer in layers])
-    here = inputs.mask(f"image:{image}")[row]
     values = torch.stack(
         [cache[neuron_hook("language", layer, "post")][row, here, unit] for _, layer, unit in neurons]
     ).float()
@@ -84,13 +87,16 @@ def receptive_field(
     )
 
 
-def upsample(values: Float[Tensor, "n position"], grid: Grid) -> Float[Tensor, "n height width"]:
-    """Return values of an image's positions over the original image, bilinear; NaN where the tower saw nothing."""
+def upsample(values: Float[Tensor, "n position"], grid: Grid | Tiles) -> Float[Tensor, "n height width"]:
+    """Return values of an image's positions over the original image, bilinear; NaN where the tower saw nothing.
+
+    Where tiles overlap, the one that shows the image larger counts.
+    """
     width, height = grid.size
-    left, top, right, bottom = (round(edge) for edge in grid.region)
-    cells = values.unflatten(-1, (grid.rows, grid.columns))
-    inside = interpolate(cells[:, None], (bottom - top, right - left), mode="bilinear", align_corners=False)[:, 0]
     canvas = torch.full((len(values), height, width), torch.nan)
-    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-    canvas[:, rows, columns] = inside[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    for tile, cells in grid.painted(values):
+        left, top, right, bottom = (round(edge) for edge in tile.region)
+        inside = interpolate(cells[:, None], (bottom - top, right - left), mode="bilinear", align_corners=False)[:, 0]
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        canvas[:, rows, columns] = inside[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     return canvas

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from mmlens.grid import Grid
+from mmlens.grid import Grid, Tiles, finest
 from mmlens.inputs import Inputs
 
 OURS, RANDOM, OBJECT = "#c0392b", "#7f8c8d", "#00e5ff"
@@ -43,9 +43,10 @@ def plain(word: str, longest: int = 0) -> str:
     return shown.replace("$", r"\$")
 
 
-def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid]]:
+def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid | Tiles]]:
     """Return the row's pictures that have a grid, with it. Raises ValueError where there is none."""
-    found = [(m, g) for m, g in zip(inputs.media[row], inputs.grids[row], strict=True) if g is not None]
+    both = zip(inputs.media[row], inputs.grids[row], strict=True)
+    found = [(m, g) for m, g in both if isinstance(m, Image.Image) and isinstance(g, (Grid, Tiles))]
     if not found:
         raise ValueError(f"this draws pictures with a grid of positions, row {row} has none: give the inputs an image")
     return found
@@ -62,24 +63,38 @@ def picture(axes: Axes, image: Image.Image, *, faded: float = 0.0) -> None:
     axes.set_yticks([])
 
 
-def focus(axes: Axes, grid: Grid) -> None:
+def focus(axes: Axes, grid: Grid | Tiles) -> None:
     """Show only the part of the picture that the model sees."""
     left, top, right, bottom = grid.region
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
 
 
-def height(grid: Grid, width: float, *, least: float = 1.5, most: float = 7.0) -> float:
+def height(grid: Grid | Tiles, width: float, *, least: float = 1.5, most: float = 7.0) -> float:
     """Return how high the part that the model sees is drawn at that width, within limits."""
     left, top, right, bottom = grid.region
     return min(max(width * (bottom - top) / (right - left), least), most)
 
 
-def grid_lines(axes: Axes, grid: Grid, *, color: str = "white", width: float = 0.5) -> None:
-    """Draw the edges of the grid's positions."""
-    left, top, right, bottom = grid.region
-    axes.vlines(np.linspace(left, right, grid.columns + 1), top, bottom, color=color, linewidth=width)
-    axes.hlines(np.linspace(top, bottom, grid.rows + 1), left, right, color=color, linewidth=width)
+def grid_lines(axes: Axes, grid: Grid | Tiles, *, color: str = "white", width: float = 0.5) -> None:
+    """Draw the edges of the grid's positions; of tiles, those that show the picture largest."""
+    for tile in finest(grid):
+        left, top, right, bottom = tile.region
+        axes.vlines(np.linspace(left, right, tile.columns + 1), top, bottom, color=color, linewidth=width)
+        axes.hlines(np.linspace(top, bottom, tile.rows + 1), left, right, color=color, linewidth=width)
+
+
+def middle(tile: Grid, row: int, column: int) -> tuple[float, float]:
+    """Return the centre of a position's box, (x, y) in pixels of the original."""
+    left, top, right, bottom = tile.region
+    return left + (column + 0.5) * (right - left) / tile.columns, top + (row + 0.5) * (bottom - top) / tile.rows
+
+
+def shape(grid: Grid | Tiles) -> str:
+    """Return how many positions a picture has, in words."""
+    if isinstance(grid, Grid):
+        return f"{grid.rows} x {grid.columns} positions"
+    return f"{len(grid)} positions in {len(grid.grids)} tiles"
 
 
 def outline(axes: Axes, mask: Bool[Tensor, "height width"], color: str, *, width: float = 1.8, style: str = "solid") -> None:

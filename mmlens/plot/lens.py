@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmlens.analysis import LogitLens
-from mmlens.grid import Grid
+from mmlens.grid import Grid, finest
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
-from mmlens.plot.canvas import canvas, focus, grid_lines, height, picture, pictures, plain
+from mmlens.plot.canvas import canvas, focus, grid_lines, height, middle, picture, pictures, plain
 
 CELLS = 12  # words side by side that can still be read
 SHOWN = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6"}
@@ -56,19 +56,22 @@ def logit_lens(
     mappable = None
     for axes, layer in zip(cells, chosen, strict=False):
         picture(axes, picked, faded=0.35)
-        left, upper, right, lower = grid.region
-        mappable = axes.imshow(
-            heat[layer].unflatten(0, (grid.rows, grid.columns)),
-            extent=(left, right, lower, upper),
-            cmap="Blues" if target is not None else "magma",
-            vmin=0,
-            vmax=top,
-            alpha=0.55,
-            interpolation="nearest",
-        )
+        for tile, shades in grid.painted(heat[layer]):
+            left, upper, right, lower = tile.region
+            mappable = axes.imshow(
+                shades,
+                extent=(left, right, lower, upper),
+                cmap="Blues" if target is not None else "magma",
+                vmin=0,
+                vmax=top,
+                alpha=0.55 if tile in finest(grid) else 0.0,
+                interpolation="nearest",
+            )
         grid_lines(axes, grid, width=0.4)
         words = model.to_str_tokens(result.tokens[layer, row, here, 0])
-        _words(axes, grid, words, entropy[layer])
+        for tile, indices in grid.painted(torch.arange(len(grid))):
+            if tile in finest(grid):
+                _words(axes, tile, indices.tolist(), words, entropy[layer])
         axes.set_title(f"layer {layer}" + (" (the model's output)" if layer == depth - 1 else ""), fontsize=11)
         focus(axes, grid)
     for axes in cells[len(chosen) :]:
@@ -80,7 +83,7 @@ def logit_lens(
     return figure
 
 
-def _words(axes: Axes, grid: Grid, words: list[str], entropy: Float[Tensor, " position"]) -> None:
+def _words(axes: Axes, grid: Grid, indices: list[list[int]], words: list[str], entropy: Float[Tensor, " position"]) -> None:
     """Write one word per square of `every` x `every` positions: that of the surest, at its own place."""
     every = math.ceil(max(grid.columns, grid.rows) / CELLS)
     side_by_side = math.ceil(grid.columns / every)
@@ -88,16 +91,16 @@ def _words(axes: Axes, grid: Grid, words: list[str], entropy: Float[Tensor, " po
     for row in range(0, grid.rows, every):
         for column in range(0, grid.columns, every):
             square = [
-                r * grid.columns + c
+                (r, c)
                 for r in range(row, min(row + every, grid.rows))
                 for c in range(column, min(column + every, grid.columns))
             ]
-            index = min(square, key=lambda i: float(entropy[i]))
-            left, top, right, bottom = grid.box(index)
+            r, c = min(square, key=lambda place: float(entropy[indices[place[0]][place[1]]]))
+            x, y = middle(grid, r, c)
             axes.text(
-                (left + right) / 2,
-                (top + bottom) / 2,
-                plain(words[index], 9),
+                x,
+                y,
+                plain(words[indices[r][c]], 9),
                 ha="center",
                 va="center",
                 fontsize=size,

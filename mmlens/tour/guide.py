@@ -19,6 +19,7 @@ from mmlens.analysis import (
     logit_lens,
     receptive_field,
 )
+from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
@@ -268,7 +269,7 @@ def _sites(found: Found) -> dict[str, Bool[Tensor, "batch pos"]]:
 def _at(inputs: Inputs, mask: Bool[Tensor, "height width"] | None) -> Bool[Tensor, "batch pos"] | None:
     """Return the image positions that touch the mask, None where there is no mask."""
     grid = inputs.grids[0][0]
-    if mask is None or grid is None:
+    if mask is None or not isinstance(grid, (Grid, Tiles)):
         return None
     where = inputs.mask("image")
     where[0, where[0].nonzero()[:, 0]] = (grid.overlap(mask) > 0).to(where.device)

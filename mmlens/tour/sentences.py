@@ -4,8 +4,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmlens.analysis import AblationCurve, Decoding, LogitLens, Patching, ReceptiveField
+from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Inputs
 from mmlens.organisms import pictoworld
+from mmlens.plot.canvas import shape as shape_of
 from mmlens.tour.case import Case
 from mmlens.tour.page import Section
 from mmlens.tour.switching import Rate, SwitchedOff
@@ -18,9 +20,10 @@ def positions(inputs: Inputs, case: Case) -> str:
     """Return how the stream divides into image and text."""
     grid = inputs.grids[0][0]
     image, rest = int(inputs.mask("image").sum()), int((inputs.mask("all") & ~inputs.mask("image")).sum())
-    shape = f" ({grid.rows} x {grid.columns})" if grid is not None else ""
+    placed = grid if isinstance(grid, (Grid, Tiles)) else None
+    shape = "" if placed is None else f" ({shape_of(placed)})"
     seen = ""
-    if grid is not None and (part := _part(grid.region, grid.size)) < 0.995:
+    if placed is not None and (part := _part(placed.region, placed.size)) < 0.995:
         seen = f" The model sees {part:.0%} of the picture: its image processor cuts the rest off."
     return f"{image} of the {image + rest} positions hold image{shape}, {rest} hold text.{seen}"
 
