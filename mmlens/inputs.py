@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmlens.grid import Grid, Place, Tiles
+from mmlens.grid import Grid, Place, Tiles, Timeline
 
 Modality = Literal["text", "special", "image", "video", "audio", "pad"]
 MODALITIES: tuple[Modality, ...] = ("text", "special", "image", "video", "audio", "pad")
@@ -171,6 +171,38 @@ class Inputs:
                 own[own.clone()] = torch.tensor(chosen, device=own.device)
             where[row] = own
         return where
+
+    def overlap(
+        self, area: Bool[Tensor, "*frame height width"] | Sequence[int | float], *, row: int = 0, medium: int = 0
+    ) -> Float[Tensor, "batch pos"]:
+        """Return, for every position of the stream, the fraction of its piece of a medium that `area` covers.
+
+        `area` is a mask of the original picture (or of a video's frames), a box (left, top, right, bottom) in its pixels,
+        or, of a sound, (start, stop) in seconds. It is 0 at all positions that do not hold that medium of `row`. Raises
+        ValueError where the row has no such medium, and where its positions have no place on it.
+        """
+        places = self.grids[row]
+        place = places[medium] if 0 <= medium < len(places) else None
+        if place is None:
+            what = "whose positions have no place on it" if 0 <= medium < len(places) else f"and not medium {medium}"
+            raise ValueError(f"overlaps need a medium with a grid; row {row} has {len(places)} media, {what}")
+        if isinstance(place, Timeline) != (not isinstance(area, Tensor) and len(area) == 2):
+            raise ValueError(
+                "an area is a mask or a box (left, top, right, bottom) of a picture, or (start, stop) of a sound; got "
+                + (f"a mask {list(area.shape)}" if isinstance(area, Tensor) else f"{len(area)} numbers")
+                + f" for a {'sound' if isinstance(place, Timeline) else 'picture'}"
+            )
+        if isinstance(place, Timeline):
+            start, stop = (float(edge) for edge in area)
+            fractions = place.overlap(start, stop)
+        elif isinstance(area, Tensor):
+            fractions = place.overlap(area)
+        else:
+            left, top, right, bottom = (float(edge) for edge in area)
+            fractions = place.box_overlap((left, top, right, bottom))
+        found = torch.zeros(self.tokens.shape, dtype=fractions.dtype, device=self.tokens.device)
+        found[row, self.medium[row] == medium] = fractions.to(found.device)
+        return found
 
     def last(self) -> Bool[Tensor, "batch pos"]:
         """Return a mask of each row's last real position, the `answer` included: where the next token is predicted."""

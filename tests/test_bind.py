@@ -206,3 +206,14 @@ def test_nothing_stays_bound_after_the_with(case):
         _ = 1 / 0
     assert "forward" not in bridge.__dict__
     raw.differs(bridge(clean.tokens), seen)  # TransformerLens alone drops the picture
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "text"])
+@torch.no_grad()
+def test_a_bound_bridge_of_any_family_runs_what_the_plain_model_runs(model, plain, batches, kind):
+    inputs = batches[kind]
+    with model.bind(inputs) as bridge:
+        logits, cache = bridge.run_with_cache(inputs.tokens, names_filter=["blocks.1.hook_in"])
+    truth, seen = raw.read(plain, inputs, ["blocks.1.hook_resid_pre"])
+    raw.same(logits, truth)
+    raw.same(cache["blocks.1.hook_in"], seen["blocks.1.hook_resid_pre"])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from support import KINDS, ask, medium, picture
 
-from mmlens import Grid, Tiles
+from mmlens import Grid, Tiles, Timeline
 from mmlens.inputs import MEDIA, MODALITIES, Inputs, Row
 
 LLAVA = pytest.mark.parametrize(
@@ -110,6 +110,32 @@ def test_tiles_and_frames_of_a_medium_have_masks_of_their_own():
     for wrong in ("image:0/row:1", "image/tile:0", "image:0/tile:x"):
         with pytest.raises(KeyError, match="a part of it such as"):
             inputs.mask(wrong)
+
+
+def test_an_area_of_a_picture_covers_positions_of_the_stream():
+    word = Row("", [5], ["text"], [-1], {})
+    sound = Row("", [5, 7, 7], ["text", "audio", "audio"], [-1, 0, 0], {}, (Timeline(2, 0.5),), ("sound",))
+    inputs = Inputs.from_rows([word, tiled_row(), sound], pad=0)
+    left_half = torch.zeros(4, 8, dtype=torch.bool)
+    left_half[:, :4] = True
+    truth = torch.zeros(3, 11, dtype=torch.float64)
+    truth[1, [0, 2, 5]] = 1.0  # the overview's left box and the left boxes of the two rows of the finer tile
+    torch.testing.assert_close(inputs.overlap(left_half, row=1), truth)
+    torch.testing.assert_close(inputs.overlap((0, 0, 4, 4), row=1), truth)
+    frames = torch.zeros(4, 6, 6, dtype=torch.bool)
+    frames[2] = True
+    assert inputs.overlap(frames, row=1, medium=1)[1].nonzero().tolist() == [[10]]
+    assert inputs.overlap(frames, row=1, medium=1)[1, 10] == 0.5
+    assert inputs.overlap((0.25, 0.75), row=2)[2, -2:].tolist() == [0.5, 0.5]
+    for area, options, says in [
+        (left_half, dict(row=0), "has 0 media"),
+        (left_half, dict(row=1, medium=2), "not medium 2"),
+        ((0.0, 1.0), dict(row=1), "2 numbers for a picture"),
+        (left_half, dict(row=2), "for a sound"),
+        (left_half.T, dict(row=1), r"\[4, 8\]"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            inputs.overlap(area, **options)
 
 
 def test_rows_with_more_tiles_are_joined_with_the_others_filled_up():

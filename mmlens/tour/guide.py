@@ -19,7 +19,6 @@ from mmlens.analysis import (
     logit_lens,
     receptive_field,
 )
-from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
@@ -267,13 +266,8 @@ def _sites(found: Found) -> dict[str, Bool[Tensor, "batch pos"]]:
 
 
 def _at(inputs: Inputs, mask: Bool[Tensor, "height width"] | None) -> Bool[Tensor, "batch pos"] | None:
-    """Return the image positions that touch the mask, None where there is no mask."""
-    grid = inputs.grids[0][0]
-    if mask is None or not isinstance(grid, (Grid, Tiles)):
-        return None
-    where = inputs.mask("image")
-    where[0, where[0].nonzero()[:, 0]] = (grid.overlap(mask) > 0).to(where.device)
-    return where
+    """Return the image positions that touch the mask, None where there is no mask or positions have no place."""
+    return None if mask is None or inputs.grids[0][0] is None else inputs.overlap(mask) > 0
 
 
 def _provenance(model: HookedMLLM, inputs: Inputs, case: Case, seed: int, command: str) -> dict[str, str]:
