@@ -367,8 +367,8 @@ def test_a_grid_with_gaps_says_nothing_of_what_was_left_out():
     columns, rows = ((0.0, 4.0), (4.0, 8.0), (10.0, 14.0)), ((1.0, 3.0), (5.0, 7.0))
     grid = Grid(2, 3, (0.0, 1.0, 14.0, 7.0), (16, 8), rows_at=rows, columns_at=columns)
     assert [grid.box(index) for index in (2, 4)] == [(10.0, 1.0, 14.0, 3.0), (4.0, 5.0, 8.0, 7.0)]
-    assert [grid.index(x, 1.5) for x in (0, 7.9, 8, 9.9, 10, 13.9, 14)] == [0, 1, None, None, 2, 2, None]
-    assert [grid.index(5, y) for y in (0.5, 2, 4, 5, 6.9)] == [None, 1, None, 4, 4]
+    assert [grid.index(x, 1.5) for x in (0.0, 7.9, 8.0, 9.9, 10.0, 13.9, 14.0)] == [0, 1, None, None, 2, 2, None]
+    assert [grid.index(5.0, y) for y in (0.5, 2.0, 4.0, 5.0, 6.9)] == [None, 1, None, 4, 4]
     mask = torch.zeros(8, 16).bool()
     mask[2:6, 6:12] = True
     truth = [0, 0.25, 0.25, 0, 0.25, 0.25]
@@ -379,7 +379,7 @@ def test_a_newline_alone_is_a_position_without_a_place(tmp_path):
     cells, end = Grid(1, 2, (0.0, 0.0, 4.0, 2.0), (4, 2)), Grid(1, 0, (0.0, 0.0, 4.0, 2.0), (4, 2), newline=True)
     place = Tiles((cells, end), (4, 2))
     assert len(end) == 1 and len(place) == 3
-    assert place.box(2) is None and end.index(1, 1) is None and place.indices(1, 1) == [0]
+    assert place.box(2) is None and end.index(1.0, 1.0) is None and place.indices(1.0, 1.0) == [0]
     assert place.overlap(torch.ones(2, 4).bool()).tolist() == [1, 1, 0] == place.box_overlap((0.0, 0.0, 4.0, 2.0)).tolist()
     assert [grid for grid, _ in place.painted(torch.arange(3))] == [cells] == list(finest(place))
     assert Tiles.load(place.save(tmp_path / "place")) == place
