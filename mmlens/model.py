@@ -54,6 +54,7 @@ class HookedMLLM:
         config: Any = hf_model.config
         family = family_of(config.model_type)
         family.check(config)
+        family.settle(processor, config)
         family.prepare(hf_model)
         ArchitectureAdapterFactory.register_adapter(family.architecture, family.adapter(config))
         self.hf_model: Any = hf_model.eval()
@@ -151,6 +152,8 @@ class HookedMLLM:
             content = [{"type": kind} for kind, count in counts.items() for _ in range(count)]
             turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
             text = self.processor.apply_chat_template([turn], add_generation_prompt=True)
+            if self.bridge.cfg.tokenizer_prepends_bos:  # a template may begin with it: one is enough
+                text = text.removeprefix(self.tokenizer.bos_token)
         row = self.family.encode(self.processor, text, media)
         ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
         return row.answered(ids, **self.family.answer)

@@ -1,9 +1,9 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-from mmlens.families import llava, llava_next
+from mmlens.families import idefics3, llava, llava_next
 from mmlens.families.family import Family, UnsupportedModel
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llava, llava_next)}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llava, llava_next, idefics3)}
 
 
 def family_of(model_type: str) -> Family:

@@ -25,7 +25,8 @@ class Family:
     not understood; `encode(processor, text, media)` returns one example as a Row; `load_processor(**source)` returns what
     `encode` is given. `live_layers(config)` says how many blocks of each tower reach the output. `dead` (never fires) and
     `read_only` (fires, but the model has moved on) map hook points, globs of our names, to what to use. `prepare(model)`
-    changes the transformers model before it is wrapped, where its code would hide something.
+    changes the transformers model before it is wrapped, where its code would hide something; `settle(processor, config)`
+    gives the processor what `encode` needs of the model's configuration, and raises UnsupportedModel where they disagree.
 
     `first_position` is what the model counts its first real position as, None where it counts by itself; `answer` what its
     `stream` numbers are at an answer's tokens; `echoes` says whether its `generate` returns the prompt too.
@@ -43,6 +44,7 @@ class Family:
     read_only: Mapping[str, str] = field(default_factory=dict)
     load_processor: Callable[..., Any] = AutoProcessor.from_pretrained
     prepare: Callable[[Any], None] = lambda model: None
+    settle: Callable[[Any, Any], None] = lambda processor, config: None
     first_position: int | None = 0
     answer: Mapping[str, int] = field(default_factory=dict)
     echoes: bool = True
@@ -72,6 +74,12 @@ def with_placeholders(text: str, count: int, *, kind: str, token: str, put: str 
             f"{kind}(s). Pass as many, or leave the placeholders out and they are put in front"
         )
     return text
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer leaves out of decoded text: its named ones, and those added as special."""
+    added = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return [*tokenizer.all_special_ids, *added]
 
 
 def label(
