@@ -1,5 +1,6 @@
 """Where the positions of a medium lie on it: on pixels of a picture or of a video's frames, on seconds of a sound."""
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,8 +20,10 @@ class Grid(Storable):
 
     `region` is (left, top, right, bottom) in pixels of the original image: the part that the tower saw, which a
     centre crop makes smaller than the image, and padding larger. `size` is the original image's (width, height). With
-    `newline`, each row ends with one position more, which holds no piece of the image. `frames` (first, last + 1) says
-    which frames of a video the positions hold.
+    `newline`, each row ends with one position more, which holds no piece of the image (so a grid of one row and no columns
+    is such a position alone). `frames` (first, last + 1) says which frames of a video the positions hold. Cells are equal
+    unless `rows_at` and `columns_at` say where, in pixels, each row and column begins and ends: where a tower leaves out
+    the edge of every tile, a column that crosses from one tile to the next skips pixels.
     """
 
     rows: int
@@ -29,6 +32,8 @@ class Grid(Storable):
     size: tuple[int, int]
     newline: bool = False
     frames: tuple[int, int] | None = None
+    rows_at: tuple[tuple[float, float], ...] = ()
+    columns_at: tuple[tuple[float, float], ...] = ()
 
     def __len__(self) -> int:
         return self.rows * self._stride
@@ -44,6 +49,8 @@ class Grid(Storable):
 
     def painted(self, values: Shaped[Tensor, "*n position"]) -> "list[tuple[Grid, Shaped[Tensor, '*n row column']]]":
         """Return this grid with the values of its positions as rows and columns, those that end a row left out."""
+        if not self.columns:
+            return []
         return [(self, values.unflatten(-1, (self.rows, self._stride))[..., : self.columns])]
 
     def box(self, index: int) -> Box | None:
@@ -57,17 +64,18 @@ class Grid(Storable):
         if column == self.columns:
             return None
         left, top, right, bottom = self.region
-        width, height = (right - left) / self.columns, (bottom - top) / self.rows
-        return (left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height)
+        across = self.columns_at[column] if self.columns_at else _cell_of(left, right, self.columns, column)
+        down = self.rows_at[row] if self.rows_at else _cell_of(top, bottom, self.rows, row)
+        return (across[0], down[0], across[1], down[1])
 
     def index(self, x: float, y: float) -> int | None:
         """Return which position holds the pixel (x, y) of the original image, or None where the tower saw nothing."""
         left, top, right, bottom = self.region
         if not (left <= x < right and top <= y < bottom):
             return None
-        column = int((x - left) / (right - left) * self.columns)
-        row = int((y - top) / (bottom - top) * self.rows)
-        return min(row, self.rows - 1) * self._stride + min(column, self.columns - 1)
+        column = _holding(x, left, right, self.columns, self.columns_at)
+        row = _holding(y, top, bottom, self.rows, self.rows_at)
+        return None if row is None or column is None else row * self._stride + column
 
     def overlap(self, mask: Bool[Tensor, "*frame height width"]) -> Float[Tensor, " position"]:
         """Return, for every position, the fraction of its box that `mask` (of the original image) covers.
@@ -83,10 +91,10 @@ class Grid(Storable):
         if mask.ndim == 3 and self.frames is not None:
             covered = covered[self.frames[0] : self.frames[1]].mean(0)
         left, top, right, bottom = self.region
-        across = _coverage(left, right, self.columns, width)
-        down = _coverage(top, bottom, self.rows, height)
-        area = (right - left) / self.columns * (bottom - top) / self.rows
-        fractions = down @ covered @ across.T / area
+        across = _cells(left, right, self.columns, self.columns_at)
+        down = _cells(top, bottom, self.rows, self.rows_at)
+        area = down.diff(dim=1) * across.diff(dim=1).T
+        fractions = _coverage(down, height) @ covered @ _coverage(across, width).T / area
         return torch.nn.functional.pad(fractions, (0, int(self.newline))).flatten()
 
     def box_overlap(self, box: Box) -> Float[Tensor, " position"]:
@@ -195,15 +203,35 @@ def finest(place: Grid | Tiles) -> tuple[Grid, ...]:
 
 
 def _cell(grid: Grid) -> float:
-    """Return the area of a position's box."""
+    """Return the area of a position's box; a grid that holds no piece of the image has no end of it."""
     left, top, right, bottom = grid.region
-    return (right - left) * (bottom - top) / (grid.rows * grid.columns)
+    return (right - left) * (bottom - top) / (grid.rows * grid.columns) if grid.columns else math.inf
 
 
-def _coverage(start: float, stop: float, cells: int, pixels: int) -> Tensor:
-    """Return how much of each pixel each of `cells` equal cells of [start, stop) covers: [cell, pixel]."""
+def _cell_of(start: float, stop: float, cells: int, index: int) -> tuple[float, float]:
+    """Return where the `index`-th of `cells` equal cells of [start, stop) begins and ends."""
+    size = (stop - start) / cells
+    return start + index * size, start + (index + 1) * size
+
+
+def _holding(place: float, start: float, stop: float, cells: int, at: tuple[tuple[float, float], ...]) -> int | None:
+    """Return which cell holds a `place` in [start, stop): None between cells, and where there are none."""
+    if at:
+        return next((index for index, (begin, end) in enumerate(at) if begin <= place < end), None)
+    return min(int((place - start) / (stop - start) * cells), cells - 1) if cells else None
+
+
+def _cells(start: float, stop: float, cells: int, at: tuple[tuple[float, float], ...]) -> Tensor:
+    """Return where each cell begins and ends: [cell, 2]."""
+    if at:
+        return torch.tensor(at, dtype=torch.float64)
     edges = torch.linspace(start, stop, cells + 1, dtype=torch.float64)
+    return torch.stack([edges[:-1], edges[1:]], dim=1)
+
+
+def _coverage(cells: Tensor, pixels: int) -> Tensor:
+    """Return how much of each pixel each cell [cell, 2] covers: [cell, pixel]."""
     pixel = torch.arange(pixels, dtype=torch.float64)
-    low = torch.maximum(edges[:-1, None], pixel)
-    high = torch.minimum(edges[1:, None], pixel + 1)
+    low = torch.maximum(cells[:, :1], pixel)
+    high = torch.minimum(cells[:, 1:], pixel + 1)
     return (high - low).clamp(min=0)

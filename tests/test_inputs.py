@@ -9,6 +9,7 @@ from PIL import Image
 from support import KINDS, ask, medium, picture
 
 from mmlens import Grid, Tiles, Timeline
+from mmlens.grid import finest
 from mmlens.inputs import MEDIA, MODALITIES, Inputs, Row
 
 LLAVA = pytest.mark.parametrize(
@@ -361,3 +362,25 @@ def test_what_lies_in_a_box_is_what_the_processor_showed_at_that_position(model,
     boxes = np.array([grid.box(index) for index in range(len(grid))])
     centres = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2])
     assert np.abs(seen - centres).max() < 0.25  # of a pixel of the picture: colours have 8 bits
+
+
+def test_a_grid_with_gaps_says_nothing_of_what_was_left_out():
+    columns, rows = ((0.0, 4.0), (4.0, 8.0), (10.0, 14.0)), ((1.0, 3.0), (5.0, 7.0))
+    grid = Grid(2, 3, (0.0, 1.0, 14.0, 7.0), (16, 8), rows_at=rows, columns_at=columns)
+    assert [grid.box(index) for index in (2, 4)] == [(10.0, 1.0, 14.0, 3.0), (4.0, 5.0, 8.0, 7.0)]
+    assert [grid.index(x, 1.5) for x in (0.0, 7.9, 8.0, 9.9, 10.0, 13.9, 14.0)] == [0, 1, None, None, 2, 2, None]
+    assert [grid.index(5.0, y) for y in (0.5, 2.0, 4.0, 5.0, 6.9)] == [None, 1, None, 4, 4]
+    mask = torch.zeros(8, 16).bool()
+    mask[2:6, 6:12] = True
+    truth = [0, 0.25, 0.25, 0, 0.25, 0.25]
+    assert grid.overlap(mask).tolist() == truth == grid.box_overlap((6.0, 2.0, 12.0, 6.0)).tolist()
+
+
+def test_a_newline_alone_is_a_position_without_a_place(tmp_path):
+    cells, end = Grid(1, 2, (0.0, 0.0, 4.0, 2.0), (4, 2)), Grid(1, 0, (0.0, 0.0, 4.0, 2.0), (4, 2), newline=True)
+    place = Tiles((cells, end), (4, 2))
+    assert len(end) == 1 and len(place) == 3
+    assert place.box(2) is None and end.index(1.0, 1.0) is None and place.indices(1.0, 1.0) == [0]
+    assert place.overlap(torch.ones(2, 4).bool()).tolist() == [1, 1, 0] == place.box_overlap((0.0, 0.0, 4.0, 2.0)).tolist()
+    assert [grid for grid, _ in place.painted(torch.arange(3))] == [cells] == list(finest(place))
+    assert Tiles.load(place.save(tmp_path / "place")) == place
