@@ -1,9 +1,11 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-from mmlens.families import idefics3, llava, llava_next
+from mmlens.families import idefics3, llava, llava_next, qwen2_audio
 from mmlens.families.family import Family, UnsupportedModel
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llava, llava_next, idefics3)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY for module in (idefics3, llava, llava_next, qwen2_audio)
+}
 
 
 def family_of(model_type: str) -> Family:

@@ -51,8 +51,11 @@ class FusedAttention(AttentionBridge):
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
 
 
-def mlp(config: Any, into: str, out: str, *, gate: str | None = None, name: str = "mlp") -> MLPBridge:
-    """Return an MLP with `hook_pre` and `hook_post`; with `gate` a gated one, whose `hook_pre_linear` is `into`'s output."""
+def mlp(config: Any, into: str, out: str, *, gate: str | None = None, name: str | None = "mlp") -> MLPBridge:
+    """Return an MLP with `hook_pre` and `hook_post`; with `gate` a gated one, whose `hook_pre_linear` is `into`'s output.
+
+    `name=None` where its linear maps lie on the block itself: its `hook_in` and `hook_out` are then theirs.
+    """
     parts: dict[str, GeneralizedComponent] = {"in": LinearBridge(name=into), "out": LinearBridge(name=out)}
     if gate is None:
         return MLPBridge(name=name, config=config, submodules=parts)

@@ -1,0 +1,65 @@
+"""A tiny Qwen2-Audio: a Whisper-like tower with a window of one second, before Qwen2."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+    WhisperFeatureExtractor,
+)
+
+from mmlens.testing.words import tokenizer
+
+TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_start|>", "<|im_end|>")
+
+
+def _qwen2_audio(
+    *,
+    seconds: int = 1,
+    mels: int = 16,
+    layers: int = 3,
+    heads: int = 4,
+    kv_heads: int = 2,
+    d_model: int = 32,
+    d_mlp: int = 48,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]:
+    words = tokenizer(extra=TOKENS)
+    hears = WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds, hop_length=160)
+    tower_size: dict[str, Any] = dict(
+        num_mel_bins=mels,
+        encoder_layers=3,
+        encoder_attention_heads=3,
+        encoder_ffn_dim=40,
+        d_model=24,
+        max_source_positions=hears.nb_max_frames // 2,
+    )
+    language_size: dict[str, Any] = dict(
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=len(words),
+        max_position_embeddings=4096,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    config_class: Any = Qwen2AudioConfig
+    config = config_class(
+        audio_config=Qwen2AudioEncoderConfig(**tower_size),
+        text_config=Qwen2Config(**language_size),
+        audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    processor = Qwen2AudioProcessor(feature_extractor=hears, tokenizer=words)
+    model: Any = Qwen2AudioForConditionalGeneration(config)
+    return model.to(dtype).eval(), processor
+
+
+BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {"qwen2-audio": _qwen2_audio}
