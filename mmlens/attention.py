@@ -2,8 +2,9 @@
 
 One function is registered with transformers under the name "mmlens". It finds TransformerLens' hook points on the
 attention module that calls it. Without a hook on them it hands over to transformers' own SDPA, bit for bit; with one it
-computes scores, fires `hook_attn_scores` (masked, before the softmax), takes the softmax in float32 or better, fires
-`hook_pattern`, and multiplies with the values.
+computes scores (with their soft cap, where the model has one), fires `hook_attn_scores` (masked, before the softmax),
+takes the softmax in float32 or better, fires `hook_pattern`, and multiplies with the values. SDPA knows no soft cap: where
+the model has one, the scores are always computed, as transformers' eager attention does.
 """
 
 from typing import Any
@@ -38,34 +39,41 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head d_value"], None]:
     """Return what attention hands to the output projection, and no weights; the signature is transformers' own."""
     scores_point, pattern_point, parts = getattr(module, _POINTS, (None, None, {}))
     if parts:
         query, key, value = (_through(parts.get(part), x) for part, x in zip("qkv", (query, key, value), strict=True))
-    if scores_point is None or pattern_point is None or not (_watched(scores_point) or _watched(pattern_point)):
+    if softcap is None and not (_watched(scores_point) or _watched(pattern_point)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
         )  # pyright: ignore[reportReturnType]
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    scores = scores_point(_masked(scores, attention_mask, causal=causal))
+    scores = _at(scores_point, _masked(scores, attention_mask, causal=causal))
     precision = torch.promote_types(query.dtype, torch.float32)
-    pattern = pattern_point(torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
+    pattern = _at(pattern_point, torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
     pattern = torch.nn.functional.dropout(pattern, p=dropout, training=module.training)
     return (pattern @ value).transpose(1, 2).contiguous(), None
 
 
 def _through(point: HookPoint | None, heads: Tensor) -> Tensor:
     """Return queries, keys or values [batch, head, pos, d_head] after their point, which sees [batch, pos, head, d_head]."""
-    return heads if point is None or not _watched(point) else point(heads.transpose(1, 2)).transpose(1, 2)
+    return point(heads.transpose(1, 2)).transpose(1, 2) if point is not None and _watched(point) else heads
 
 
-def _watched(point: HookPoint) -> bool:
-    return bool(point._forward_hooks or point._backward_hooks)
+def _at(point: HookPoint | None, matrix: Tensor) -> Tensor:
+    return matrix if point is None else point(matrix)
+
+
+def _watched(point: HookPoint | None) -> bool:
+    return point is not None and bool(point._forward_hooks or point._backward_hooks)
 
 
 def _masked(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache as TransformerLensCache
+from transformer_lens.utilities.slice import Slice
 
 from mmlens.hooks import module_of
 from mmlens.inputs import Inputs
@@ -16,7 +17,9 @@ class ActivationCache(TransformerLensCache):
 
     TransformerLens' sums start from the token embeddings, before image features are merged in; here they start from the
     merged stream (`blocks.0.hook_resid_pre`), so that components add up at every position, and `apply_ln` includes the
-    norm's gain, so that they add up to logits without folding weights. Tower entries have one row per image.
+    norm's gain, so that they add up to logits (before a soft cap) without folding weights. Where a norm stands between a
+    sublayer and the stream, heads and neurons enter through it, at the scale it had in this run. Tower entries have one
+    row per image.
     """
 
     def __init__(self, activations: dict[str, Tensor], bridge: Any, inputs: Inputs, canonical: dict[str, str]) -> None:
@@ -67,6 +70,32 @@ class ActivationCache(TransformerLensCache):
             self._refuse("project_output_onto together with apply_ln", "stack_neuron_results(apply_ln=True) @ W_U")
         return super().stack_neuron_results(*args, **kwargs)
 
+    def get_neuron_results(
+        self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
+    ) -> Tensor:
+        """Return what each neuron of `layer` adds to the stream; see TransformerLens for the arguments."""
+        norm = self._post_norm(layer, "ln2_post")
+        if norm is None:
+            return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
+        gain, scale = norm
+        scale = (pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)).apply(scale, dim=-2)
+        if project_output_onto is None:
+            return super().get_neuron_results(layer, neuron_slice, pos_slice) * gain / scale[..., None]
+        onto = (project_output_onto.T * gain).T
+        results = super().get_neuron_results(layer, neuron_slice, pos_slice, onto)
+        return results / (scale if onto.ndim == 1 else scale[..., None])
+
+    def _ensure_head_results(self) -> bool:
+        """Let each head's result be what it adds to the stream; True where all were there already."""
+        before = set(self.cache_dict)
+        there = super()._ensure_head_results()
+        for layer in range(self.model.cfg.n_layers):
+            name, norm = f"blocks.{layer}.attn.hook_result", self._post_norm(layer, "ln1_post")
+            if name not in before and norm is not None:
+                gain, scale = norm
+                self.cache_dict[name] = self.cache_dict[name] * gain / scale[..., None]
+        return there
+
     def apply_ln_to_stack(  # pyright: ignore[reportIncompatibleMethodOverride] (fewer names, the same arguments)
         self,
         residual_stack: Float[Tensor, "component ... d_model"],
@@ -79,7 +108,7 @@ class ActivationCache(TransformerLensCache):
         scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
         if kwargs.get("recompute_ln"):
             return scaled
-        return scaled * self._norm(layer, mlp_input).weight
+        return scaled * _gain(self._norm(layer, mlp_input))
 
     def remove_batch_dim(self, batch_size: int | None = None) -> "ActivationCache":
         """Return this cache without its batch axis (batch of one). Tower entries keep theirs: it counts images."""
@@ -96,9 +125,22 @@ class ActivationCache(TransformerLensCache):
 
     def _norm(self, layer: int | None, mlp_input: bool) -> Any:
         if layer is None or layer in (-1, self.model.cfg.n_layers):
-            return self.model.ln_final.original_component
+            return self.model.ln_final
         block = self.model.blocks[layer]
-        return (block.ln2 if mlp_input else block.ln1).original_component
+        return block.ln2 if mlp_input else block.ln1
+
+    def _post_norm(self, layer: int, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return the gain and the cached scale of the norm between a sublayer and the stream, None where there is none.
+
+        Raises NotImplementedError where the sublayer has a bias: it would enter the stream scaled, and so not as a constant.
+        """
+        block = self.model.blocks[layer]
+        if name not in block.submodules:
+            return None
+        sublayer = block.attn.submodules["o"] if name == "ln1_post" else block.mlp.submodules["out"]
+        if getattr(sublayer.original_component, "bias", None) is not None:
+            self._refuse("a head or neuron of a sublayer with a bias before a norm", "decompose_resid, which takes it whole")
+        return _gain(getattr(block, name)), self[f"blocks.{layer}.{name}.hook_scale"]
 
     def _from_merged_stream(self) -> "ActivationCache":
         view = copy.copy(self)
@@ -108,3 +150,9 @@ class ActivationCache(TransformerLensCache):
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise NotImplementedError(f"{what} is not exact on a multimodal cache; use {instead}")
+
+
+def _gain(norm: Any) -> Tensor:
+    """Return what a norm multiplies by: its weight, or 1 + its weight where it is stored as an offset."""
+    weight = norm.original_component.weight
+    return 1 + weight if norm.uses_weight_offset else weight

@@ -113,6 +113,40 @@ def read(plain, inputs, names, *, retain=False):
     return logits(plain, inputs, {name: keep(name) for name in names}), seen
 
 
+def rms(norm, x):
+    """Return what an RMS norm multiplies by, and what it divides `x` by; the first is asked of the norm itself."""
+    epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+    gain = norm(torch.ones(x.shape[-1])) * (1 + epsilon) ** 0.5
+    return gain, (x.float().pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+
+
+def way_into_stream(plain, inputs, name):
+    """Return what a sublayer's output is multiplied by before it enters the stream at `name`: 1 where there is no norm."""
+    norm, seen = locate(plain, name)[0], []
+    weight = getattr(norm, "weight", None)
+    if weight is None or weight.ndim != 1:
+        return 1.0
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits(plain, inputs)
+    handle.remove()
+    gain, scale = rms(norm, seen[0])
+    return gain / scale
+
+
+def soft_cap(plain, scores):
+    """Return logits as the plain model gives them out, from what its unembedding gives."""
+    cap = getattr(plain.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(scores / cap) * cap if cap else scores
+
+
+def ahead(model_type, inputs):
+    """Return which later positions may be seen, [batch, query, key]: a family's file says where there are any."""
+    find = getattr(FILES[model_type], "ahead", None)
+    rows, length = inputs.tokens.shape
+    none = torch.zeros(rows, length, length, dtype=torch.bool)
+    return none if find is None else torch.tensor([find(inputs, row) for row in range(rows)])
+
+
 def noise(activation, seed=0, scale=1.0):
     """Return noise of the activation's shape and size, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,14 +10,16 @@ from mmlens.inputs import MEDIA
 
 @pytest.fixture(scope="module")
 def runs(model, plain, batches):
-    """For two kinds of inputs: inputs, cache, the plain model's logits and its stream before each block and at the end."""
+    """For two kinds of inputs: inputs, cache, what the plain model's unembedding gives (its logits, before a soft cap) and
+    its stream before each block and at the end."""
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)] + ["ln_final.hook_in"]
     runs = {}
     with torch.no_grad():
         for kind in ("mixed", "two"):
             inputs = batches[kind]
-            logits, seen = raw.read(plain, inputs, names)
-            runs[kind] = (inputs, model.run_with_cache(inputs)[1], logits, [seen[name] for name in names])
+            _, seen = raw.read(plain, inputs, [*names, "hook_unembed"])
+            stream = [seen[name] for name in names]
+            runs[kind] = (inputs, model.run_with_cache(inputs)[1], seen["hook_unembed"], stream)
     return runs
 
 
@@ -74,6 +76,7 @@ def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain)
     weight = raw.locate(plain, "blocks.1.attn.hook_z")[0].weight
     z, head = seen["blocks.1.attn.hook_z"], 3
     truth = z[..., head * width : (head + 1) * width] @ weight[:, head * width : (head + 1) * width].T
+    truth = truth * raw.way_into_stream(plain, inputs, "blocks.1.hook_attn_out")
     raw.same(at_real(inputs, heads[model.cfg.n_heads + head]), at_real(inputs, truth))
 
 
@@ -96,9 +99,9 @@ def test_attributions_of_all_components_add_up_to_the_logit(run, model):
 def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_gain(run, model, plain):
     inputs, cache, _, stream = run
     norm = raw.locate(plain, "ln_final.hook_out")[0]
-    scale = (stream[-1].pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    gain, scale = raw.rms(norm, stream[-1])
     parts = cache.decompose_resid()
-    truth = parts / scale * norm.weight
+    truth = parts / scale * gain
     for ours in (cache.apply_ln_to_stack(parts), cache.decompose_resid(apply_ln=True)):
         raw.same(at_real(inputs, ours), at_real(inputs, truth))
     raw.differs(at_real(inputs, truth), at_real(inputs, parts / scale))  # the gain is not 1
@@ -120,9 +123,9 @@ def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, mo
     raw.same(at_real(inputs, accumulated), at_real(inputs, torch.stack(stream)))
     norm, head = raw.locate(plain, "ln_final.hook_out")[0], plain.get_output_embeddings()
     truth = torch.stack([head(norm(each)) for each in stream])
-    raw.same(at_real(inputs, model.unembed(accumulated)), at_real(inputs, truth))
+    raw.same(at_real(inputs, model.unembed(accumulated)), at_real(inputs, raw.soft_cap(plain, truth)))
     raw.same(at_real(inputs, cache.accumulated_resid(apply_ln=True) @ model.W_U), at_real(inputs, truth))
-    raw.same(model.unembed(accumulated[-1])[real], logits[real])
+    raw.same(model.unembed(accumulated[-1])[real], raw.soft_cap(plain, logits)[real])
 
 
 @torch.no_grad()
@@ -131,7 +134,16 @@ def test_neuron_results_are_activation_times_output_weights(run, model, plain):
     _, seen = raw.read(plain, inputs, ["blocks.0.mlp.hook_post"])
     weight = raw.locate(plain, "blocks.0.mlp.hook_post")[0].weight
     truth = torch.stack([seen["blocks.0.mlp.hook_post"][..., unit, None] * weight[:, unit] for unit in (0, 5)])
+    truth = truth * raw.way_into_stream(plain, inputs, "blocks.0.hook_mlp_out")
     raw.same(at_real(inputs, cache.stack_neuron_results(1)[[0, 5]]), at_real(inputs, truth))
+    onto = torch.randn(truth.shape[-1], 2, generator=torch.Generator().manual_seed(0))
+    for direction in (onto, onto[:, 0]):
+        projected = cache.stack_neuron_results(1, project_output_onto=direction)[[0, 5]]
+        real = inputs.mask("all")
+        raw.same(projected[:, real], (truth @ direction)[:, real])
+        last = cache.stack_neuron_results(1, project_output_onto=direction, pos_slice=-1)[[0, 5]]
+        raw.same(last, (truth @ direction)[:, :, -1])
+    raw.same(cache.stack_neuron_results(1, pos_slice=-1)[[0, 5]], truth[:, :, -1])
 
 
 @torch.no_grad()

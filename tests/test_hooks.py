@@ -158,7 +158,7 @@ def test_ablating_at_a_site_equals_setting_it_by_a_raw_torch_hook(model, plain, 
     for layer in (0, 1):
         change = put(layer)
         if site == "gate_act":
-            module = raw.locate(plain, f"blocks.{layer}.hook_mlp_out")[0].act_fn
+            module = raw.locate(plain, f"blocks.{layer}.mlp.hook_in")[0].act_fn
             handles.append(module.register_forward_hook(lambda m, args, output, c=change: c(output)))
         else:
             handles.append(raw.attach(plain, f"blocks.{layer}.mlp.hook_{site}", change))

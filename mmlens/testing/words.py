@@ -1,10 +1,10 @@
 """A tokenizer of a few words, and what makes random weights worth testing with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 WORDS = (
     "a the red blue green car boat tree sun is at what which object top left right of on in and . , ? : answer "
@@ -18,25 +18,33 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer(words: Sequence[str] = WORDS, *, extra: Sequence[str] = ("<image>",)) -> PreTrainedTokenizerFast:
+def tokenizer(
+    words: Sequence[str] = WORDS, *, extra: Sequence[str] | Mapping[str, str] = ("<image>",), lines: bool = False
+) -> PreTrainedTokenizerFast:
     """Return a whitespace tokenizer over `words` with <s>, </s>, <pad>, <unk> and the `extra` tokens, that prepends <s>.
 
-    Special tokens need no space around them.
+    Special tokens need no space around them; `extra` may name them (`{"image_token": "<image>"}`). With `lines`, line ends
+    are words too.
     """
+    named = dict(extra) if isinstance(extra, Mapping) else {}
+    extra = list(named.values() or extra)
     special = ["<pad>", "<s>", "</s>", "<unk>", *extra]
     vocab = {token: index for index, token in enumerate([*special, *words])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=list(extra),
+        extra_special_tokens=named or extra,
         clean_up_tokenization_spaces=False,
     )
+    if lines:
+        made.add_tokens([AddedToken("\n", normalized=False), AddedToken("\n\n", normalized=False)])
+    return made
 
 
 def roughen(model: torch.nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Where hook points lie in transformers' own models, family by family: (submodule, whether its input or its output).
 
 A family's file has `SITES`, hook names and submodules with `{l}` for the layer, and `ATTENTION`, the attention module of
-each tower and of the language model. Nothing here imports mmlens.
+each tower and of the language model; where positions see later ones, `ahead(inputs, row)` says which, [query][key].
+Nothing here imports mmlens.
 """
 
 from importlib import import_module

@@ -17,6 +17,14 @@ LLAMA = {
     "mlp.hook_post": ("mlp.down_proj", "in"),
     "hook_mlp_out": ("mlp", "out"),
 }
+GEMMA = {  # norms before and after each sublayer: what enters the stream is behind the second
+    **LLAMA,
+    "attn.hook_out": ("self_attn", "out"),
+    "hook_attn_out": ("post_attention_layernorm", "out"),
+    "ln2.hook_out": ("pre_feedforward_layernorm", "out"),
+    "mlp.hook_out": ("mlp", "out"),
+    "hook_mlp_out": ("post_feedforward_layernorm", "out"),
+}
 CLIP = {
     "hook_resid_pre": ("", "in"),
     "hook_resid_post": ("", "out"),
