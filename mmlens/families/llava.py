@@ -32,7 +32,6 @@ def check(config: Any) -> None:
         raise UnsupportedModel(
             f"mmlens reads one tower layer; vision_feature_layer is {config.vision_feature_layer}: several are not supported"
         )
-    one_of("text_config.use_sliding_window", getattr(config.text_config, "use_sliding_window", False), (False,))
 
 
 def live_layers(config: Any) -> dict[str, int]:

@@ -23,9 +23,6 @@ def check(config: Any) -> None:
             f"mmlens reads one tower layer; vision_feature_layer is {config.vision_feature_layer}: several are not supported"
         )
     one_of("vision_config.image_size % patch_size", vision.image_size % vision.patch_size, (0,))
-    one_of("text_config.use_sliding_window", getattr(text, "use_sliding_window", False), (False,))
-    if text.model_type == "mistral":
-        one_of("text_config.sliding_window", text.sliding_window, (None,))
 
 
 def encode(processor: Any, text: str, media: Media) -> Row:

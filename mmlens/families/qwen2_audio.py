@@ -65,7 +65,6 @@ def check(config: Qwen2AudioConfig) -> None:
     one_of("audio_config.activation_function", audio.activation_function, ("gelu",))
     one_of("audio_config.scale_embedding", audio.scale_embedding, (False,))
     one_of("text_config.model_type", text.model_type, ("qwen2",))
-    one_of("text_config.use_sliding_window", getattr(text, "use_sliding_window", False), (False,))
 
 
 def encode(processor: Any, text: str, media: Media) -> Row:

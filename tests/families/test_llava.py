@@ -1,11 +1,12 @@
 """LLaVA: which settings are understood, which part of the picture is kept, and how much of the tower is read."""
 
 import copy
+import json
 
 import pytest
 import raw
 import torch
-from support import ask, picture
+from support import ask, load, picture
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM
@@ -22,7 +23,6 @@ from mmlens.testing import tiny
         ("vision_feature_select_strategy", "cls"),
         ("vision_config.model_type", "vit"),
         ("text_config.model_type", "gpt2"),
-        ("text_config.use_sliding_window", True),
     ],
 )
 def test_a_setting_that_is_not_understood_is_refused_by_name(small, setting, value):
@@ -139,3 +139,27 @@ def test_image_positions_enter_the_stream_as_the_projectors_output(model, plain,
         stream, image = cache["blocks.0.hook_resid_pre"], inputs.mask("image")
         raw.same(stream[image], truth["projector.hook_out"].flatten(0, 1))
         raw.same(stream[~image], truth["hook_embed"][~image])
+
+
+@torch.no_grad()
+def test_a_sliding_window_is_what_transformers_makes_of_it(tmp_path):
+    """Qwen2 slides from layer `max_window_layers` on: Qwen2-Audio's published settings have it too."""
+    folder = tiny("llava-siglip-qwen2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    config["text_config"].pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    model, plain = load(folder), LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
+    assert plain.config.text_config.layer_types == ["full_attention"] + ["sliding_attention"] * 2
+    inputs = ask(model, "mixed")
+    real, patterns = inputs.mask("all"), "blocks.*.hook_pattern"
+    truth = raw.logits(plain, inputs)
+    logits, cache = model.run_with_cache(inputs, patterns)
+    raw.same(model(inputs)[real], truth[real])
+    raw.same(logits[real], truth[real])
+    seen = [(cache[f"blocks.{layer}.attn.hook_pattern"][0, 0, -1] > 0).sum() for layer in (0, 1, 2)]
+    assert seen[0] > 5 and seen[1:] == [5, 5]
+    pad = model.tokenizer.pad_token_id
+    assert torch.equal(
+        model.generate(inputs, max_new_tokens=6).tokens, raw.generate(plain, inputs, max_new_tokens=6, pad_token_id=pad)
+    )

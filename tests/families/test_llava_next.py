@@ -184,7 +184,6 @@ def test_the_other_language_models_compute_what_transformers_computes(language):
         ("vision_config.model_type", "vit"),
         ("vision_config.patch_size", 5),
         ("text_config.model_type", "gpt2"),
-        ("text_config.sliding_window", 4096),
     ],
 )
 def test_a_setting_that_is_not_understood_is_refused_by_name(model, setting, value):

@@ -29,7 +29,6 @@ RATE = 16_000
         ("audio_config.activation_function", "relu"),
         ("audio_config.scale_embedding", True),
         ("text_config.model_type", "llama"),
-        ("text_config.use_sliding_window", True),
     ],
 )
 def test_a_setting_that_is_not_understood_is_refused_by_name(model, setting, value):
@@ -53,7 +52,7 @@ def test_the_published_checkpoints_settings_are_understood():
         max_source_positions=1500,
         model_type="qwen2_audio_encoder",
     )
-    text = dict(model_type="qwen2", intermediate_size=11008, sliding_window=32768, use_mrope=False, vocab_size=156032)
+    text = dict(model_type="qwen2", use_sliding_window=True, sliding_window=32768, use_mrope=False, vocab_size=156032)
     config = Qwen2AudioConfig(audio_config=tower, text_config=text, audio_token_index=151646)
     qwen2_audio.check(config)
     assert FAMILIES[config.model_type] is qwen2_audio.FAMILY
