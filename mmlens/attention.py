@@ -7,6 +7,7 @@ takes the softmax in float32 or better, fires `hook_pattern`, and multiplies wit
 the model has one, the scores are always computed, as transformers' eager attention does.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,14 +20,30 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "mmlens"
 _POINTS = "_mmlens_hook_points"
+_CHUNKS = "_mmlens_chunks"
 
 
 def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint, **parts: HookPoint) -> None:
     """Let the attention `module` find its hook points, outside of nn.Module's own registration.
 
     `parts` are the points of `q`, `k` and `v` where they come from one linear map, and so have no module of their own.
+    Where transformers would call attention once for each chunk of a packed row (`cu_seqlens`), the points see the whole
+    row, in one matrix: what lies in different chunks is masked.
     """
     object.__setattr__(module, _POINTS, (scores, pattern, parts))
+    if "cu_seqlens" in inspect.signature(module.forward).parameters:
+        module.register_forward_pre_hook(_whole_row, with_kwargs=True)
+
+
+def _whole_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return arguments that make one chunk of a packed row, where somebody looks; its real chunks stay on the module."""
+    scores, pattern, parts = getattr(module, _POINTS)
+    ends = kwargs.get("cu_seqlens")
+    object.__setattr__(module, _CHUNKS, None)
+    if ends is None or not any(map(_watched, (scores, pattern, *parts.values()))):
+        return None
+    object.__setattr__(module, _CHUNKS, (ends[1:] - ends[:-1]).tolist())
+    return args, {**kwargs, "cu_seqlens": ends[[0, -1]]}
 
 
 def attention(
@@ -46,10 +63,16 @@ def attention(
     scores_point, pattern_point, parts = getattr(module, _POINTS, (None, None, {}))
     if parts:
         query, key, value = (_through(parts.get(part), x) for part, x in zip("qkv", (query, key, value), strict=True))
+    chunks: list[int] | None = getattr(module, _CHUNKS, None)
     if softcap is None and not (_watched(scores_point) or _watched(pattern_point)):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
-        )  # pyright: ignore[reportReturnType]
+        options: dict[str, Any] = dict(dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
+        if chunks is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
+        rows = zip(query.split(chunks, dim=2), key.split(chunks, dim=2), value.split(chunks, dim=2), strict=True)
+        return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
+    if chunks is not None:
+        number = torch.arange(len(chunks), device=query.device).repeat_interleave(torch.tensor(chunks, device=query.device))
+        attention_mask = (number[:, None] == number)[None, None]
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

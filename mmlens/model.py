@@ -164,7 +164,7 @@ class HookedMLLM:
         """Return the logits of every position."""
         self._note_run(inputs)
         with self.points.whole_edits():
-            return self.hf_model(**inputs.kwargs(), **self._positions(inputs.attention_mask), use_cache=False).logits
+            return self.hf_model(**self._fed(inputs), **self._positions(inputs.attention_mask), use_cache=False).logits
 
     def run_with_cache(
         self, inputs: Inputs, names_filter: NamesFilter = None, *, fwd_hooks: Sequence[Hook] = ()
@@ -202,7 +202,7 @@ class HookedMLLM:
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
         with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), self._steps(), torch.no_grad():
             self._note_run(inputs)
-            tokens = self.hf_model.generate(**inputs.kwargs(), max_new_tokens=max_new_tokens, **options)
+            tokens = self.hf_model.generate(**self._fed(inputs), max_new_tokens=max_new_tokens, **options)
         if not self.family.echoes:
             prompts = inputs.tokens.repeat_interleave(len(tokens) // len(inputs), dim=0)
             tokens = torch.cat([prompts, tokens], dim=1)
@@ -287,8 +287,8 @@ class HookedMLLM:
                 raise ValueError(
                     "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
                 )
-            rest = {name: value for name, value in bound[key].kwargs().items() if name != "input_ids"}
             with self.points.whole_edits():
+                rest = {name: value for name, value in self._fed(bound[key]).items() if name != "input_ids"}
                 return plain(self.bridge, input, *args, **{**rest, **kwargs})
 
         object.__setattr__(self.bridge, "forward", forward)
@@ -396,6 +396,9 @@ class HookedMLLM:
             return [name for name in self.points.live if names_filter(name)]
         patterns = [names_filter] if isinstance(names_filter, str) else names_filter
         return list(dict.fromkeys(name for pattern in patterns for name in self.points.resolve(pattern)))
+
+    def _fed(self, inputs: Inputs) -> dict[str, Any]:
+        return self.family.join(self.hf_model, inputs.kwargs())
 
     def _positions(self, mask: Tensor) -> dict[str, Tensor]:
         """Return positions counted from each row's first real token where there is padding, as `generate` counts them."""

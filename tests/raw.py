@@ -5,6 +5,8 @@ Nothing here imports mmlens. `sites/` says where each family's hook points lie i
 
 import re
 from contextlib import ExitStack, contextmanager
+from inspect import signature
+from itertools import pairwise
 
 import sites
 import torch
@@ -157,6 +159,7 @@ def noise(activation, seed=0, scale=1.0):
 
 REFERENCE = "reference"
 _CHANGES = {}
+_BLOCKS = {}
 
 
 def _attention(module, query, key, value, attention_mask, scaling, **kwargs):
@@ -164,11 +167,23 @@ def _attention(module, query, key, value, attention_mask, scaling, **kwargs):
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     change = _CHANGES.get(module, {})
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
+    if module in _BLOCKS:
+        attention_mask = _BLOCKS[module].to(scores)
     if attention_mask is not None:
         scores = scores + attention_mask
     scores = change.get("scores", lambda x: x)(scores)
     pattern = change.get("pattern", lambda x: x)(scores.softmax(-1))
     return torch.einsum("bhqk,bhkd->bqhd", pattern, value), None
+
+
+def _unpack(module, args, kwargs):
+    """Let packed chunks attend in one call, as a mask that is 0 inside each and the lowest number elsewhere."""
+    ends = kwargs["cu_seqlens"].tolist()
+    mask = torch.full((ends[-1], ends[-1]), torch.finfo(torch.float32).min)
+    for start, stop in pairwise(ends):
+        mask[start:stop, start:stop] = 0
+    _BLOCKS[module] = mask
+    return args, {**kwargs, "cu_seqlens": torch.tensor([0, ends[-1]])}
 
 
 AttentionInterface.register(REFERENCE, _attention)
@@ -184,13 +199,19 @@ def attention_of(reference, name):
 
 def attention_logits(reference, inputs, changes):
     """Return the logits of the model with the attention above; `changes` maps hook names to functions of the matrix."""
+    handles = []
     try:
         for name, change in changes.items():
             module, which = attention_of(reference, name)
+            if module not in _CHANGES and "cu_seqlens" in signature(module.forward).parameters:
+                handles.append(module.register_forward_pre_hook(_unpack, with_kwargs=True))
             _CHANGES.setdefault(module, {})[which] = change
         return reference(**inputs.kwargs(), use_cache=False).logits
     finally:
         _CHANGES.clear()
+        _BLOCKS.clear()
+        for handle in handles:
+            handle.remove()
 
 
 def attention_read(reference, inputs, names, *, retain=False):

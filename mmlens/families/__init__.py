@@ -1,10 +1,10 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_audio
+from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl
 from mmlens.families.family import Family, UnsupportedModel
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (gemma3, idefics3, llava, llava_next, qwen2_audio)
+    module.FAMILY.model_type: module.FAMILY for module in (gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl)
 }
 
 

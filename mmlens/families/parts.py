@@ -8,6 +8,7 @@ language model.
 from types import SimpleNamespace
 from typing import Any
 
+from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import BaseTensorConversion
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import GatedMLPBridge, LinearBridge, MLPBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
@@ -37,7 +38,8 @@ def native_attention(
 class FusedAttention(AttentionBridge):
     """Attention whose queries, keys and values come from one linear map: `hook_q/k/v` fire where they are compared.
 
-    So, with rotary positions, `hook_q` and `hook_k` are seen after the rotation.
+    So, with rotary positions, `hook_q` and `hook_k` are seen after the rotation. Heads have an axis of their own at
+    `hook_z` too: `[batch, pos, head, d_head]`, with a batch of one where a tower packs all its media into one row.
     """
 
     def __init__(self, config: Any, name: str, *, qkv: str, o: str) -> None:
@@ -49,6 +51,31 @@ class FusedAttention(AttentionBridge):
             fused_qkv=True,
         )
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+
+    def _setup_qkv_hook_reshaping(self) -> None:
+        super()._setup_qkv_hook_reshaping()
+        self.o.hook_in.hook_conversion = _Heads(self._get_n_heads())
+
+
+class _Heads(BaseTensorConversion):
+    """[batch, pos, d_model], or [pos, d_model] of a packed row, as [batch, pos, head, d_head] and back."""
+
+    splits_attention_heads = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count, self.packed = count, False
+
+    def handle_conversion(self, input_value: Any, *full_context: Any) -> Any:
+        """Return `input_value` with an axis of heads."""
+        self.packed = input_value.ndim == 2
+        split = input_value.unflatten(-1, (self.count, -1))
+        return split[None] if self.packed else split
+
+    def revert(self, input_value: Any, *full_context: Any) -> Any:
+        """Return `input_value` in the shape that it came in."""
+        flat = input_value.flatten(-2)
+        return flat[0] if self.packed else flat
 
 
 def mlp(config: Any, into: str, out: str, *, gate: str | None = None, name: str | None = "mlp") -> MLPBridge:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from mmlens.testing import gemma3, idefics3, llava, llava_next, qwen2_audio
+from mmlens.testing import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl
 from mmlens.testing.words import roughen
 
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    name: build for module in (gemma3, idefics3, llava, llava_next, qwen2_audio) for name, build in module.BUILDERS.items()
+    name: build
+    for module in (gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl)
+    for name, build in module.BUILDERS.items()
 }
 
 
