@@ -87,7 +87,9 @@ class Grid(Storable):
         width, height = self.size
         if tuple(mask.shape[-2:]) != (height, width) or mask.ndim > 2 + (self.frames is not None):
             raise ValueError(f"a mask for this image is [{height}, {width}] (height, width), got {list(mask.shape)}")
-        covered = mask.to(torch.float64)
+        if mask.ndim == 3 and self.frames is not None and len(mask) < self.frames[1]:
+            raise ValueError(f"a mask of this video has at least {self.frames[1]} frames, got {list(mask.shape)}")
+        covered = mask.to("cpu", torch.float64)
         if mask.ndim == 3 and self.frames is not None:
             covered = covered[self.frames[0] : self.frames[1]].mean(0)
         left, top, right, bottom = self.region
@@ -184,8 +186,11 @@ class Timeline(Storable):
 
     def index(self, second: float) -> int | None:
         """Return which position holds the moment `second`, or None outside of the sound."""
-        found = int(second // self.step)
-        return found if 0 <= found < self.count else None
+        if not 0 <= second < self.count * self.step:
+            return None
+        found = int(second / self.step)
+        begin, end = found * self.step, (found + 1) * self.step  # the division has rounded: edges are what `seconds` says
+        return found + 1 if end <= second else found - 1 if begin > second else found
 
     def overlap(self, start: float, stop: float) -> Float[Tensor, " position"]:
         """Return, for every position, the fraction of its time that lies between `start` and `stop` (seconds)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -72,56 +73,81 @@ def _is_image(source: Any) -> bool:
 
 def _is_video(source: Any) -> bool:
     """Return whether a sequence is one video: its frames, or (frames, fps). A list of paths is a list of videos."""
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], (int, float)):
-        return True
-    return isinstance(source, (list, tuple)) and all(
-        isinstance(one, Image.Image) or (isinstance(one, np.ndarray) and one.ndim <= 3) for one in source
+    return _is_pair(source) or (
+        isinstance(source, (list, tuple))
+        and all(isinstance(one, Image.Image) or (isinstance(one, np.ndarray) and one.ndim <= 3) for one in source)
     )
 
 
 def _is_sound(source: Any) -> bool:
     """Return whether a sequence is one sound: (samples, rate), or plain numbers."""
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], (int, float)):
-        return True
-    return isinstance(source, (list, tuple)) and len(source) > 0 and isinstance(source[0], (int, float))
+    return _is_pair(source) or (isinstance(source, (list, tuple)) and len(source) > 0 and isinstance(source[0], Real))
+
+
+def _is_pair(source: Any) -> bool:
+    """Return whether this is (frames, fps) or (samples, rate): a rate stands behind what is no number itself."""
+    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real) and not isinstance(source[0], Real)
 
 
 def read_image(source: Any) -> Image.Image:
-    """Return a picture, upright and in RGB: of a PIL image, an array [height, width, channel] of uint8, or a file's path.
+    """Return a picture in RGB: of a PIL image, an array [height, width, channel], or a file's path (turned upright).
 
     Raises TypeError for another kind of thing, FileNotFoundError where there is no file, ValueError where it is no
     picture, damaged, or too large to be safe, and for an array of other numbers.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if isinstance(source, Image.Image):
+        try:
+            return _rgb(source)
+        except (OSError, SyntaxError) as error:  # Pillow reads a file's pixels when they are first asked for
+            raise ValueError(f"this picture's file is damaged ({error}): save it again") from error
     if not isinstance(source, (str, Path)):
-        raise TypeError(f"an image is a PIL image, an array or a file's path, got a {type(source).__name__}")
+        raise TypeError(
+            f"an image is a PIL image, an array [height, width, 3] or a file's path, got a {type(source).__name__}: "
+            "give one of those (a tensor by .numpy())"
+        )
     path = _file(source, "picture")
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that Pillow can read: give a PNG, JPEG, WebP or the like") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"the picture {path} is damaged or too large ({error}): save it again") from error
 
 
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB. Raises ValueError for one without pixels."""
+    if 0 in picture.size:
+        raise ValueError(f"a picture has pixels, got one of {picture.width} x {picture.height}: give another")
+    return picture.convert("RGB")
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
     """Return a picture of an array of uint8, or of numbers from 0 to 1."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)) or 0 in pixels.shape:
-        raise ValueError(f"pixels are [height, width] or [height, width, 3 or 4], got {list(pixels.shape)}")
+        channels_first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and 0 not in pixels.shape
+        raise ValueError(
+            f"pixels are [height, width] or [height, width, 3 or 4], got {list(pixels.shape)}: "
+            + ("put the channels last, by pixels.transpose(1, 2, 0)" if channels_first else "give one picture in that shape")
+        )
     if np.issubdtype(pixels.dtype, np.floating):
         if not np.isfinite(pixels).all():
-            raise ValueError(f"pixels are finite numbers, got {int((~np.isfinite(pixels)).sum())} that are NaN or infinite")
+            count = int((~np.isfinite(pixels)).sum())
+            raise ValueError(
+                f"pixels are finite numbers, got {count} that are NaN or infinite: look at where they came from"
+            )
         if pixels.min() < 0 or pixels.max() > 1:
             raise ValueError(
-                f"pixels are uint8 (0 to 255) or fractions (0 to 1), got numbers from {pixels.min():g} to {pixels.max():g}"
+                f"pixels are uint8 (0 to 255) or fractions (0 to 1), got numbers from {pixels.min():g} to {pixels.max():g}: "
+                "scale them, or make them uint8"
             )
         pixels = (pixels * 255).round().astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise ValueError(f"pixels are uint8 (0 to 255) or fractions (0 to 1), got {pixels.dtype}")
+        raise ValueError(
+            f"pixels are uint8 (0 to 255) or fractions (0 to 1), got {pixels.dtype}: make them uint8 by .astype(np.uint8)"
+        )
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels).convert("RGB")
 
 
@@ -131,24 +157,33 @@ def read_video(source: Any) -> Video:
     A GIF, WebP or PNG animation is read by Pillow, other files by PyAV (`pip install av`). Every frame that is given is
     shown: choose frames before. Raises what `read_image` raises, and ValueError for a video without frames.
     """
-    if isinstance(source, Video):
-        return source
     fps = None
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], (int, float)):
+    if isinstance(source, Video):
+        source, fps = source.frames, source.fps
+    elif _is_pair(source):
         source, fps = source
-        if not fps > 0:
-            raise ValueError(f"a video's second entry is its frames a second, above 0; got {fps}")
+    if fps is not None and not 0 < fps < np.inf:
+        raise ValueError(f"a video's second entry is its frames a second, above 0; got {fps}: give (frames, fps)")
     if isinstance(source, (str, Path)):
         frames, own = _read_frames(_file(source, "video"))
         fps = own if fps is None else fps
+    elif isinstance(source, np.ndarray) and source.ndim != 4:
+        raise ValueError(
+            f"a video's array is [frame, height, width, channel], got {list(source.shape)}: give a list of frames where "
+            "they have no channels, or images= for one picture"
+        )
     elif isinstance(source, (list, tuple, np.ndarray)):
         frames = tuple(read_image(frame) for frame in source)
     else:
-        raise TypeError(f"a video is a list of pictures, an array, or a file's path, got a {type(source).__name__}")
+        raise TypeError(
+            f"a video is a list of pictures, an array [frame, height, width, channel] or a file's path, got a "
+            f"{type(source).__name__}: give its frames"
+        )
     if not frames:
-        raise ValueError("a video has at least one frame, got none")
+        raise ValueError("a video has at least one frame, got none: give the frames that the model shall see")
     if len({frame.size for frame in frames}) > 1:
-        raise ValueError(f"a video's frames have one size, got {sorted({frame.size for frame in frames})}")
+        sizes = sorted({frame.size for frame in frames})
+        raise ValueError(f"a video's frames have one size, got {sizes}: resize them to one")
     return Video(frames, None if fps is None else float(fps))
 
 
@@ -178,39 +213,74 @@ def _read_frames(path: Path) -> tuple[tuple[Image.Image, ...], float | None]:
 def read_sound(source: Any) -> Sound:
     """Return a sound: of a `Sound`, samples (an array of fractions), (samples, rate), or a file's path.
 
-    Several channels are averaged. Files are read by soundfile. Raises FileNotFoundError and ValueError as `read_image`
-    does, and ValueError for samples that are empty, not finite, or no fractions.
+    Several channels are averaged. Files are read by soundfile (`pip install soundfile`). Raises FileNotFoundError and
+    ValueError as `read_image` does, and ValueError for samples that are empty, not finite, or no fractions.
     """
-    if isinstance(source, Sound):
-        return source
     rate = None
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], (int, float)):
-        source, rate = source[0], int(source[1])
+    if isinstance(source, Sound):
+        source, rate = source.samples, source.rate
+    elif _is_pair(source):
+        source, rate = source
+    elif isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Real) and not isinstance(source[1], Real):
+        raise ValueError(
+            f"a sound with its rate is (samples, rate), got (rate, samples) with a rate of {source[0]}: swap them"
+        )
+    if rate is not None and (not 0 < rate < np.inf or rate != int(rate)):
+        raise ValueError(f"a sound's second entry is its samples a second, a whole number above 0; got {rate}")
     if isinstance(source, (str, Path)):
-        import soundfile  # pays half a second for what most users never hear
-
-        path = _file(source, "sound")
-        try:
-            source, own = soundfile.read(path, dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"{path} is not a sound that libsndfile can read ({error}): give a WAV, FLAC or MP3") from error
+        source, own = _read_samples(_file(source, "sound"))
         rate = own if rate is None else rate
-    if not isinstance(source, (np.ndarray, list, tuple)) and not hasattr(source, "__array__"):
-        raise TypeError(f"a sound is an array of samples, (samples, rate) or a file's path, got a {type(source).__name__}")
-    samples = np.asarray(source, dtype=np.float32)
+    return Sound(_one_channel(source), None if rate is None else int(rate))
+
+
+def _read_samples(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        import soundfile  # an extra, and half a second for what most users never hear
+    except (ImportError, OSError) as error:  # OSError: it is there, and libsndfile is not
+        raise ValueError(f"{path} is read by soundfile: pip install soundfile, or give (samples, rate)") from error
+    try:
+        return soundfile.read(path, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is not a sound that libsndfile can read ({error}): give a WAV, FLAC or MP3") from error
+
+
+def _one_channel(source: Any) -> np.ndarray:
+    """Return samples as one row of float32, the mean of the channels where there are several."""
+    if not isinstance(source, (list, tuple)) and not hasattr(source, "__array__"):
+        raise TypeError(
+            f"a sound is an array of samples, (samples, rate) or a file's path, got a {type(source).__name__}: give one of "
+            "those"
+        )
+    try:
+        samples = np.asarray(source)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, a tensor that wants a gradient
+        raise ValueError(f"samples are one row of numbers, got something else ({error}): give one sound") from error
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise ValueError(
+            f"samples are one row of numbers (or one per channel), got {list(samples.shape)}: give at least one sample"
+        )
+    if not np.issubdtype(samples.dtype, np.floating) or samples.dtype == np.longdouble:
+        raise ValueError(
+            f"samples are fractions (-1 to 1), got {samples.dtype}: divide by the full scale, as in "
+            "samples.astype(np.float32) / 32768 for 16 bits"
+        )
+    if not np.isfinite(samples).all():
+        count = int((~np.isfinite(samples)).sum())
+        raise ValueError(f"samples are finite numbers, got {count} that are NaN or infinite: look at where they came from")
     if samples.ndim == 2:
         samples = samples.mean(int(np.argmin(samples.shape)))
-    if samples.ndim != 1 or not samples.size:
-        raise ValueError(f"samples are one row of numbers (or one per channel), got {list(np.shape(source))}")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"samples are finite numbers, got {int((~np.isfinite(samples)).sum())} that are NaN or infinite")
     if np.abs(samples).max() > 8:
         raise ValueError(f"samples are fractions (-1 to 1), got up to {np.abs(samples).max():g}: divide by the full scale")
-    return Sound(samples, rate)
+    return samples.astype(np.float32)
 
 
 def _file(source: str | Path, kind: str) -> Path:
+    if str(source).startswith(("http://", "https://", "data:")):
+        raise ValueError(
+            f"a {kind} is a file here or what it holds, got the address {str(source)[:80]!r}: download it first"
+        )
     path = Path(source).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no {kind} at {path}" + (": that is a folder" if path.is_dir() else ""))
+        got = ": that is a folder, give a file in it" if path.is_dir() else ": look at the path"
+        raise FileNotFoundError(f"no {kind} at {path}{got}")
     return path
