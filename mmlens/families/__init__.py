@@ -1,11 +1,18 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl
+from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl, smolvlm
 from mmlens.families.family import Family, UnsupportedModel
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl)
-}
+MODULES = (
+    gemma3,
+    idefics3,
+    llava,
+    llava_next,
+    qwen2_audio,
+    qwen2_vl,
+    smolvlm,
+)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
 
 
 def family_of(model_type: str) -> Family:

@@ -67,7 +67,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         lengths={"image": [len(place) for place in places]},
         special=special_ids(processor.tokenizer),
     )
-    tower = {name: encoded[name] for name in ("pixel_values", "pixel_attention_mask")} if images else {}
+    tower = {name: encoded[name] for name in ("pixel_values", "pixel_attention_mask") if name in encoded} if images else {}
     return Row(text, tokens, modality, medium, tower, places, media.all())
 
 

@@ -6,13 +6,20 @@ from typing import Any
 
 import torch
 
-from mmlens.testing import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl
+from mmlens.testing import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl, smolvlm
 from mmlens.testing.words import roughen
 
+MODULES = (
+    gemma3,
+    idefics3,
+    llava,
+    llava_next,
+    qwen2_audio,
+    qwen_vl,
+    smolvlm,
+)
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    name: build
-    for module in (gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl)
-    for name, build in module.BUILDERS.items()
+    name: build for module in MODULES for name, build in module.BUILDERS.items()
 }
 
 
