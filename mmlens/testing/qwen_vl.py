@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
@@ -29,7 +30,7 @@ def _ids(words: Any) -> dict[str, int]:
     return {name: words.convert_tokens_to_ids(token) for name, token in zip(names, SPECIAL, strict=True)}
 
 
-def _language(words: Any, **changes: Any) -> dict[str, Any]:
+def _language(words: Any) -> dict[str, Any]:
     return dict(
         hidden_size=32,
         intermediate_size=48,
@@ -42,13 +43,12 @@ def _language(words: Any, **changes: Any) -> dict[str, Any]:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
-        **changes,
     )
 
 
-def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *, patch_size: int, longest: int) -> Any:
+def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *, patch_size: int) -> Any:
     sizes: dict[str, Any] = dict(patch_size=patch_size, temporal_patch_size=2, merge_size=2)
-    size = {"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": longest}
+    size = {"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": 16 * (2 * patch_size) ** 2}
     norm = dict(image_mean=defaults["image_mean"], image_std=defaults["image_std"])
     return qwen_processor.assemble(
         real,
@@ -60,21 +60,32 @@ def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *,
 
 
 def _qwen2(*, patch_size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    vision = dict(depth=3, embed_dim=24, num_heads=3, mlp_ratio=2, hidden_size=32, patch_size=patch_size)
+    return _built(Qwen2VLForConditionalGeneration, Qwen2VLProcessor, vision, dtype=dtype)
+
+
+def _qwen2_5(*, patch_size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    size = dict(depth=3, hidden_size=24, num_heads=3, intermediate_size=40, out_hidden_size=32, patch_size=patch_size)
+    vision = dict(**size, window_size=4 * patch_size, fullatt_block_indexes=[1])
+    return _built(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, vision, dtype=dtype)
+
+
+def _built(
+    model_class: Any,
+    real: type,
+    vision: dict[str, Any],
+    *,
+    resize: Any = qwen_vl.frame_size,
+    defaults: dict[str, Any] = qwen_vl.VIDEO_DEFAULTS,
+    dtype: torch.dtype,
+    **language: Any,
+) -> tuple[Any, Any]:
     words = _words()
-    config_class: Any = Qwen2VLConfig
-    config = config_class(
-        vision_config=dict(
-            depth=3, embed_dim=24, num_heads=3, mlp_ratio=2, hidden_size=32, patch_size=patch_size, temporal_patch_size=2
-        ),
-        text_config=_language(words),
-        **_ids(words),
+    config = model_class.config_class(
+        vision_config=vision, text_config={**_language(words), **language}, tie_word_embeddings=False, **_ids(words)
     )
-    longest = 16 * (2 * patch_size) ** 2
-    processor = _processor(
-        words, Qwen2VLProcessor, qwen_vl.frame_size, qwen_vl.VIDEO_DEFAULTS, patch_size=patch_size, longest=longest
-    )
-    model: Any = Qwen2VLForConditionalGeneration(config)
-    return model.to(dtype).eval(), processor
+    processor = _processor(words, real, resize, defaults, patch_size=vision["patch_size"])
+    return model_class(config).to(dtype).eval(), processor
 
 
-BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {"qwen2-vl": _qwen2}
+BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen2_5}

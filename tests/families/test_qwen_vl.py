@@ -18,7 +18,7 @@ from mmlens.hooks import module_of
 from mmlens.media import Media, Video
 from mmlens.testing import tiny
 
-NAMES = ["qwen2-vl"]
+NAMES = ["qwen2-vl", "qwen2.5-vl"]
 QWEN = pytest.mark.parametrize("folder", NAMES, indirect=True)
 KINDS = ("video", "both", "videos", "sizes")
 
@@ -105,8 +105,8 @@ def test_pictures_and_videos_go_through_the_tower_together_and_every_point_fires
     assert len(split) == 2  # transformers runs the tower for pictures, then for videos
     _, cache = model.run_with_cache(inputs, ["projector.hook_out", "blocks.0.hook_resid_pre"])
     raw.same(cache["projector.hook_out"], torch.cat(split))
-    for kind, features in zip(("image", "video"), split, strict=True):
-        raw.same(cache["blocks.0.hook_resid_pre"][inputs.mask(kind)], features)
+    _, stream = raw.read(plain, inputs, ["blocks.0.hook_resid_pre"])
+    raw.same(cache["blocks.0.hook_resid_pre"], stream["blocks.0.hook_resid_pre"])
     edit = [("projector.hook_out", hooks.replace(0.0))]
     silent = raw.generate(plain, inputs, max_new_tokens=5, pad_token_id=model.tokenizer.pad_token_id)
     with raw.edited(plain, {"projector.hook_out": lambda x: x * 0}):
@@ -157,6 +157,55 @@ def test_patches_of_different_pictures_and_frames_do_not_see_each_other(model, p
     sizes = [4 * len(grid) for place in inputs.grids[0] for grid in getattr(place, "grids", (place,))]
     apart = torch.block_diag(*(torch.ones(size, size) for size in sizes)) == 0
     assert len(sizes) == 4 and (cache[name][..., apart] == 0).all() and (cache[name][..., ~apart] > 0).all()
+
+
+def windows(place, side=2):
+    """Return, for each position of a picture or video in the tower's order, which it is in the stream's, and its window."""
+    order, start, number = [], 0, 0
+    for grid in getattr(place, "grids", (place,)):
+        for top in range(0, grid.rows, side):
+            for left in range(0, grid.columns, side):
+                for row in range(top, min(top + side, grid.rows)):
+                    for column in range(left, min(left + side, grid.columns)):
+                        order.append((start + row * grid.columns + column, number))
+                number += 1
+        start += len(grid)
+    return order
+
+
+@pytest.mark.parametrize("folder", ["qwen2.5-vl"], indirect=True)
+@torch.no_grad()
+def test_windows_of_the_tower_are_two_by_two_positions_and_see_only_themselves(model, prompts):
+    inputs = prompts["both"]
+    names = ["vision.hook_embed", "vision.blocks.0.hook_resid_pre", "vision.blocks.*.attn.hook_pattern"]
+    _, cache = model.run_with_cache(inputs, names)
+    order, window = [], []
+    for place in inputs.grids[0]:
+        first, before = len(order), len(set(window))
+        order += [first + position for position, _ in windows(place)]
+        window += [before + number for _, number in windows(place)]
+    assert order != sorted(order)
+    patches = cache["vision.hook_embed"].unflatten(0, (-1, 4))[order].flatten(0, 1)
+    raw.same(cache["vision.blocks.0.hook_resid_pre"], patches, relative=0)
+    inside = torch.tensor(window).repeat_interleave(4)
+    apart = inside[:, None] != inside
+    for layer in (0, 2):
+        pattern = cache[f"vision.blocks.{layer}.attn.hook_pattern"]
+        assert (pattern[..., apart] == 0).all() and (pattern[..., ~apart] > 0).all()
+    assert (cache["vision.blocks.1.attn.hook_pattern"][..., apart] > 0).any()  # a whole picture
+
+
+@pytest.mark.parametrize("folder", ["qwen2.5-vl"], indirect=True)
+@torch.no_grad()
+def test_a_videos_rate_is_told_to_the_model_and_two_a_second_is_meant_where_there_is_none(model, plain):
+    frames, logits = clip(0, 6), {}
+    for rate in (None, 1.0, 2.0):
+        inputs = model.to_inputs("see", videos=frames if rate is None else (frames, rate))
+        logits[rate] = model(inputs)
+        raw.same(logits[rate], raw.logits(plain, inputs))
+        assert inputs.tower["second_per_grid_ts"].tolist() == [2 / (rate or 2.0)]
+    assert torch.equal(logits[None], logits[2.0])
+    raw.differs(logits[1.0], logits[2.0])
 
 
 # ---------------------------------------------------------------- where positions lie
@@ -332,6 +381,29 @@ PUBLISHED = {
         use_sliding_window=False,
         rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
         vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, mlp_ratio=4, num_heads=16, patch_size=14),
+    ),
+    "qwen2_5_vl": dict(
+        model_type="qwen2_5_vl",
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_window_layers=28,
+        sliding_window=32768,
+        use_sliding_window=False,
+        rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
+        vision_config=dict(
+            depth=32,
+            hidden_size=1280,
+            out_hidden_size=3584,
+            intermediate_size=3420,
+            num_heads=16,
+            patch_size=14,
+            window_size=112,
+            fullatt_block_indexes=[7, 15, 23, 31],
+            tokens_per_second=2,
+        ),
     ),
 }
 
