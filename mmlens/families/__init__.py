@@ -1,7 +1,6 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-<<<<<<< HEAD
-from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl, smolvlm
+from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_5_vl, qwen2_audio, qwen2_vl, smolvlm
 from mmlens.families.family import Family, UnsupportedModel
 
 MODULES = (
@@ -9,20 +8,12 @@ MODULES = (
     idefics3,
     llava,
     llava_next,
+    qwen2_5_vl,
     qwen2_audio,
     qwen2_vl,
     smolvlm,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}
-=======
-from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_5_vl, qwen2_audio, qwen2_vl
-from mmlens.families.family import Family, UnsupportedModel
-
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY
-    for module in (gemma3, idefics3, llava, llava_next, qwen2_audio, qwen2_vl, qwen2_5_vl)
-}
->>>>>>> 84f9339 (Qwen2.5-VL: windows in the tower, a gated MLP there, and videos in seconds)
 
 
 def family_of(model_type: str) -> Family:
