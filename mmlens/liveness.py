@@ -1,5 +1,6 @@
 """What is known about hook points: which never fire, which fire too late for an edit, and what to use instead."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
@@ -14,19 +15,19 @@ from mmlens.hooks import HookFn, module_of
 
 # With transformers' own attention, TransformerLens' re-implementation and its opt-in points have nothing to fire them.
 DEAD_WITH_NATIVE_ATTENTION = {
-    "*.attn.hook_result": "attn.hook_z, times W_O",
+    "*attn.hook_result": "attn.hook_z, times W_O",
     "*hook_q_input": "attn.hook_q",
     "*hook_k_input": "attn.hook_k",
     "*hook_v_input": "attn.hook_v",
     "blocks.*.hook_attn_in": "ln1.hook_out",
-    "*.attn.hook_attn_in": "attn.hook_in",
+    "*attn.hook_attn_in": "attn.hook_in",
     "blocks.*.hook_mlp_in": "hook_resid_mid",
     "*.attn.hook_rot_?": "attn.hook_q and attn.hook_k (before the rotation), or attn.hook_attn_scores",
     "*.attn.hook_?_normed": "attn.hook_q and attn.hook_k",
     "*.attn.hook_cos": "rotary_emb.hook_cos",
     "*.attn.hook_sin": "rotary_emb.hook_sin",
-    "*.attn.hook_hidden_states": "attn.hook_out",
-    "hook_pos_embed": "rotary_emb.hook_cos and rotary_emb.hook_sin",
+    "*attn.hook_hidden_states": "attn.hook_out",
+    "rotary_emb.hook_out": "rotary_emb.hook_cos and rotary_emb.hook_sin",
 }
 READ_ONLY = {"rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin"}
 
@@ -103,12 +104,20 @@ class HookPoints:
     def __init__(self, bridge: Any, family: Family, config: Any) -> None:
         self.by_name, self.canonical, self._theirs = _named(bridge, family)
         self._dead = {**family.dead, **DEAD_WITH_NATIVE_ATTENTION}
-        self.live = [name for name in self.by_name if lookup(name, self._dead) is None]
+        self.live = [name for name in self.by_name if self._instead_of(name) is None]
         self.read_only = {**READ_ONLY, **family.read_only, **_unread_blocks(family, config, self.by_name)}
 
     def owner(self, name: str) -> str:
         """Return the path, in the bridge, of the component that a point belongs to."""
         return self._theirs[name].rpartition(".")[0]
+
+    def _instead_of(self, name: str) -> str | None:
+        """Return what to use instead of a point that never fires, by our name or by TransformerLens' own; None if it does."""
+        return lookup(name, self._dead) or lookup(self._theirs[name], self._dead)
+
+    def is_half(self, name: str) -> bool:
+        """Return whether a point is the stream on its way into the MLP only: what is returned there misses the skip path."""
+        return name.endswith("hook_resid_mid") and self._theirs[name].endswith("ln2.hook_in")
 
     def resolve(self, pattern: str) -> list[str]:
         """Return our names of the points that `pattern` (one name in any spelling, or a glob of ours) stands for.
@@ -117,7 +126,7 @@ class HookPoints:
         """
         if pattern in self.canonical:
             name = self.canonical[pattern]
-            if (instead := lookup(name, self._dead)) is not None:
+            if (instead := self._instead_of(name)) is not None:
                 raise InertHook(f"{pattern} never fires in this model: use {instead}")
             return [name]
         matches = [name for name in self.live if fnmatchcase(name, pattern)]
@@ -142,7 +151,7 @@ class HookPoints:
         """
         with ExitStack() as stack:
             for name, point in self.by_name.items():
-                if name.endswith("hook_resid_mid") and point.fwd_hooks:
+                if self.is_half(name) and point.fwd_hooks:
                     before, after, repair = _skip_path()
                     self.put(stack, name, before, prepend=True)
                     self.put(stack, name, after)
@@ -153,24 +162,45 @@ class HookPoints:
 def _named(bridge: Any, family: Family) -> tuple[dict[str, HookPoint], dict[str, str], dict[str, str]]:
     """Return hook points by our name, our name by every spelling, and TransformerLens' own name by ours."""
 
+    beginnings = {re.compile(re.escape(old).replace(r"\{l\}", r"(?P<l>\d+)")): new for old, new in family.renames.items()}
+
     def ours(name: str) -> str:
-        beginning = next((old for old in family.renames if name.startswith(old)), None)
-        return name if beginning is None else family.renames[beginning] + name[len(beginning) :]
+        found = next(((new, begins) for old, new in beginnings.items() if (begins := old.match(name))), None)
+        return name if found is None else found[0].format(**found[1].groupdict()) + name[found[1].end() :]
 
     spellings: dict[int, list[str]] = {}
     hook_dict = bridge.hook_dict
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in hook_dict if module_of(ours(name)) != "language")
+    own = {name: point for owner in owners for name, point in _own_spellings(bridge, owner).items()}
     for name, point in hook_dict.items():
-        spellings.setdefault(id(point), []).append(name)
+        if id(point) not in spellings or module_of(ours(name)) == "language":
+            spellings.setdefault(id(point), []).append(name)
+    for name, point in own.items():
+        spellings[id(point)].append(name)
     points: dict[str, HookPoint] = {}
     canonical: dict[str, str] = {}
     raw: dict[str, str] = {}
+    middles = {ours(name) for names in spellings.values() for name in names if name.endswith(".hook_resid_mid")}
     for names in spellings.values():
-        name = ours(names[-1])
-        if name.endswith(".ln2.hook_in"):
-            name = name.replace("ln2.hook_in", "hook_resid_mid")
+        name = ours(next((name for name in names if name.endswith(".hook_resid_mid")), names[-1]))
+        if (middle := name.replace(".ln2.hook_in", ".hook_resid_mid")) not in middles:
+            name = middle
         points[name], raw[name] = hook_dict[names[0]], names[0]
         canonical |= {spelling: name for old in names for spelling in (old, ours(old))} | {name: name}
     return points, canonical, raw
+
+
+def _own_spellings(bridge: Any, owner: str) -> dict[str, HookPoint]:
+    """Return what a tower's component itself calls its points.
+
+    TransformerLens' list has more: the language model's spellings for all names that end alike, a tower's too.
+    """
+    try:
+        component = bridge.get_submodule(owner)
+    except AttributeError:
+        return {}
+    points = {alias: getattr(component, alias, None) for alias in getattr(component, "hook_aliases", {})}
+    return {f"{owner}.{alias}": point for alias, point in points.items() if isinstance(point, HookPoint)}
 
 
 def _unread_blocks(family: Family, config: Any, names: Iterable[str]) -> dict[str, str]:

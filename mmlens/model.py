@@ -246,7 +246,7 @@ class HookedMLLM:
                     self.points.put(stack, name, guard(watch.track(name, fn), name, self.points.read_only))
             for pattern, fn in bwd_hooks:
                 for name in self.points.resolve(pattern):
-                    if name.endswith("hook_resid_mid"):
+                    if self.points.is_half(name):
                         raise InertHook(
                             f"a gradient at {name} would miss the skip path; the gradient at "
                             f"{name.replace('resid_mid', 'attn_out')} is the whole one"

@@ -39,14 +39,20 @@ def names(plain, which="SITES"):
 
 
 def prefixes(plain):
-    """Return what the blocks of the language model and of each tower are called: "", "vision." and so on."""
-    return [name.removesuffix("blocks.{l}") for name in FILES[plain.config.model_type].ATTENTION]
+    """Return what the blocks of the language model and of each tower are called: "", "vision." and so on.
+
+    Where a family's file calls one's norms `POST_NORM`, its stream is another sum, which the family's own tests are about.
+    """
+    file = FILES[plain.config.model_type]
+    found = [name.removesuffix("blocks.{l}") for name in file.ATTENTION if name.endswith("blocks.{l}")]
+    return [prefix for prefix in found if prefix not in getattr(file, "POST_NORM", ())]
 
 
 def matrices(plain):
     """Return the names of the attention scores and patterns that are compared: one layer of each module."""
-    blocks = [f"{prefix}blocks.{0 if prefix else 1}" for prefix in prefixes(plain)]
-    return [f"{block}.attn.{matrix}" for block in blocks for matrix in ("hook_pattern", "hook_attn_scores")]
+    layers = [name.format(l=1 if name.startswith("blocks") else 0) for name in FILES[plain.config.model_type].ATTENTION]
+    owners = [name if name.endswith("attn") else f"{name}.attn" for name in layers]
+    return [f"{owner}.{matrix}" for owner in owners for matrix in ("hook_pattern", "hook_attn_scores")]
 
 
 def locate(plain, name):
@@ -86,33 +92,46 @@ def edited(plain, changes):
         yield plain
 
 
+def runs(plain, inputs):
+    """Return what reads these inputs: the model, or the part of it that its file names for a text without media (`TEXT`)."""
+    part = getattr(FILES[plain.config.model_type], "TEXT", "")
+    return plain if inputs.tower else plain.get_submodule(part)
+
+
 def logits(plain, inputs, changes=None):
     """Return what the plain model says, with raw edits."""
     with edited(plain, changes or {}):
-        return plain(**inputs.kwargs(), use_cache=False).logits
+        return runs(plain, inputs)(**inputs.kwargs(), use_cache=False).logits
 
 
 def generate(plain, inputs, **options):
     """Return what the plain model writes, greedily, behind the prompt's tokens."""
     with torch.no_grad():
-        tokens = plain.generate(**inputs.kwargs(), do_sample=False, **options)
+        tokens = runs(plain, inputs).generate(**inputs.kwargs(), do_sample=False, **options)
     echoes = getattr(FILES[plain.config.model_type], "ECHOES", True)
     return tokens if echoes else torch.cat([inputs.tokens, tokens], dim=1)
 
 
 def read(plain, inputs, names, *, retain=False):
-    """Return the logits and the activations at `names`; with `retain` their gradients will be kept."""
+    """Return the logits and the activations at `names`; with `retain` their gradients will be kept.
+
+    Where a language model lays batch and positions on one axis, they are two here (not with `retain`: it would be a copy).
+    """
     seen = {}
 
     def keep(name):
         def look(activation):
-            if retain:
+            if retain:  # of what passes here only: the tensor itself may go elsewhere too
+                activation = activation.view_as(activation)
                 activation.retain_grad()
             seen[name] = activation
+            return activation if retain else None
 
         return look
 
-    return logits(plain, inputs, {name: keep(name) for name in names}), seen
+    said = logits(plain, inputs, {name: keep(name) for name in names})
+    flat = [name for name, activation in seen.items() if name.startswith("blocks") and activation.ndim == 2 and not retain]
+    return said, seen | {name: seen[name].unflatten(0, inputs.tokens.shape) for name in flat}
 
 
 def rms(norm, x):
@@ -192,8 +211,9 @@ AttentionMaskInterface.register(REFERENCE, eager_mask)
 
 def attention_of(reference, name):
     """Return the plain attention module to which `blocks.1.attn.hook_pattern` (say) belongs, and "scores" or "pattern"."""
-    block, layer = re.match(r"(.*blocks\.)(\d+)", name).groups()
-    path = FILES[reference.config.model_type].ATTENTION[block + "{l}"]
+    block, layer, kind = re.match(r"(.*blocks\.)(\d+)\.(\w+)", name).groups()
+    paths = FILES[reference.config.model_type].ATTENTION
+    path = paths[block + "{l}"] if kind == "attn" else paths[block + "{l}." + kind]
     return reference.get_submodule(path.format(l=layer)), "scores" if name.endswith("scores") else "pattern"
 
 
@@ -206,7 +226,7 @@ def attention_logits(reference, inputs, changes):
             if module not in _CHANGES and "cu_seqlens" in signature(module.forward).parameters:
                 handles.append(module.register_forward_pre_hook(_unpack, with_kwargs=True))
             _CHANGES.setdefault(module, {})[which] = change
-        return reference(**inputs.kwargs(), use_cache=False).logits
+        return runs(reference, inputs)(**inputs.kwargs(), use_cache=False).logits
     finally:
         _CHANGES.clear()
         _BLOCKS.clear()

@@ -92,7 +92,7 @@ def test_adding_noise_at_a_site_equals_the_same_edit_by_a_raw_torch_hook(model, 
     unedited, seen = raw.read(plain, inputs, raw.names(plain))
     for name in seen:
         delta = raw.noise(seen[name])
-        truth = raw.logits(plain, inputs, {name: lambda x, delta=delta: x + delta})
+        truth = raw.logits(plain, inputs, {name: lambda x, delta=delta: x + delta.view_as(x)})
         ours = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook, delta=delta: x + delta.view_as(x))])
         raw.same(ours[real], truth[real])
         raw.differs(truth[real], unedited[real])
@@ -108,7 +108,7 @@ def test_edits_at_many_sites_at_once_equal_the_same_edits_by_raw_torch_hooks(mod
     ]
     unedited, seen = raw.read(plain, inputs, names)
     keep = {name: torch.rand(seen[name].shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name in names}
-    truth = raw.logits(plain, inputs, {name: lambda x, name=name: x * keep[name] for name in names})
+    truth = raw.logits(plain, inputs, {name: lambda x, name=name: x * keep[name].view_as(x) for name in names})
     edits = [(name, lambda x, hook: x * keep[hook.name].view_as(x)) for name in names]
     reads = [(name, hooks.feed(lambda x, hook: None)) for name in ("*.hook_pattern", "blocks.*.hook_resid_*")]
     ours = model.run_with_hooks(inputs, fwd_hooks=[*reads, *edits])

@@ -1,6 +1,17 @@
 """One file per architecture: how TransformerLens wraps it, what its processor's output means, and its grid."""
 
-from mmlens.families import gemma3, idefics3, llava, llava_next, qwen2_5_vl, qwen2_audio, qwen2_vl, smolvlm
+from mmlens.families import (
+    blip2,
+    gemma3,
+    idefics3,
+    instructblip,
+    llava,
+    llava_next,
+    qwen2_5_vl,
+    qwen2_audio,
+    qwen2_vl,
+    smolvlm,
+)
 from mmlens.families.family import Family, UnsupportedModel
 
 MODULES = (

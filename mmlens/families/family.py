@@ -21,7 +21,7 @@ class Family:
 
     `model_class` is transformers' class; `takes` the media that it reads. `adapter(config)` returns the class that tells
     TransformerLens where the parts are; `renames` maps the beginnings of TransformerLens' hook names to ours
-    (`vision_encoder.encoder_layers.` -> `vision.blocks.`). `check(config)` raises UnsupportedModel for a setting that is
+    (`vision_encoder.encoder_layers.` -> `vision.blocks.`, with `{l}` for a layer inside one). `check(config)` raises UnsupportedModel for a setting that is
     not understood; `encode(processor, text, media)` returns one example as a Row; `load_processor(**source)` returns what
     `encode` is given. `live_layers(config)` says how many blocks of each tower reach the output (a tower that it leaves out
     is read behind its last block, whose `hook_resid_post` then counts too). `dead` (never fires) and

@@ -51,7 +51,7 @@ def roughen(model: torch.nn.Module) -> None:
     """Make what random initialisation leaves trivial (norm gains of 1, zero biases) differ, and effects visible."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name and name.endswith("weight"):
+            if "norm" in name.lower() and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             elif parameter.ndim == 1:
                 parameter.normal_(std=0.1)
