@@ -104,7 +104,10 @@ class ActivationCache(TransformerLensCache):
         **kwargs: Any,
     ) -> Float[Tensor, "component ... d_model"]:
         """Return each component as the norm of `layer` (None: the final one) passes it on: over the cached scale, times
-        the norm's gain. TransformerLens leaves the gain out, which is wrong unless weights were folded."""
+        the norm's gain. TransformerLens leaves the gain out, which is wrong unless weights were folded.
+
+        A LayerNorm takes each component's mean away first; its bias belongs to no component, so that the sum lacks it.
+        """
         scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
         if kwargs.get("recompute_ln"):
             return scaled

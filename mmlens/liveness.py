@@ -112,7 +112,7 @@ class HookPoints:
         return self._theirs[name].rpartition(".")[0]
 
     def _instead_of(self, name: str) -> str | None:
-        """Return what to use instead of a point that never fires, by our name or by TransformerLens' own; None if it does."""
+        """Return what to use instead of a point that never fires (by our name or by TransformerLens'), None if it does."""
         return lookup(name, self._dead) or lookup(self._theirs[name], self._dead)
 
     def is_half(self, name: str) -> bool:

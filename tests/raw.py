@@ -134,11 +134,24 @@ def read(plain, inputs, names, *, retain=False):
     return said, seen | {name: seen[name].unflatten(0, inputs.tokens.shape) for name in flat}
 
 
-def rms(norm, x):
-    """Return what an RMS norm multiplies by, and what it divides `x` by; the first is asked of the norm itself."""
+def gain_and_scale(norm, x):
+    """Return what a norm multiplies by, and what it divides `x` by; the first is asked of an RMS norm itself."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        return norm.weight, (x.float().var(-1, keepdim=True, correction=0) + norm.eps).sqrt()
     epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
     gain = norm(torch.ones(x.shape[-1])) * (1 + epsilon) ** 0.5
     return gain, (x.float().pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+
+
+def centred(norm, x):
+    """Return what a norm divides and multiplies: `x`, without its mean where the norm takes that away."""
+    return x - x.mean(-1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else x
+
+
+def constant(norm):
+    """Return what a norm adds whatever it reads: its bias, which belongs to no component; 0 where there is none."""
+    bias = getattr(norm, "bias", None)
+    return 0.0 if bias is None else bias
 
 
 def way_into_stream(plain, inputs, name):
@@ -150,7 +163,7 @@ def way_into_stream(plain, inputs, name):
     handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     logits(plain, inputs)
     handle.remove()
-    gain, scale = rms(norm, seen[0])
+    gain, scale = gain_and_scale(norm, seen[0])
     return gain / scale
 
 

@@ -81,8 +81,10 @@ def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain)
 
 
 @torch.no_grad()
-def test_attributions_of_all_components_add_up_to_the_logit(run, model):
+def test_attributions_of_all_components_add_up_to_the_logit_but_for_the_final_norms_bias(run, model, plain):
     inputs, cache, logits, _ = run
+    constant = raw.constant(raw.locate(plain, "ln_final.hook_out")[0])
+    logits = logits - (constant @ plain.get_output_embeddings().weight.T if torch.is_tensor(constant) else constant)
     real, token, other = inputs.mask("all"), 7, 9
     stacks = [cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)]
     for stack in stacks:
@@ -99,9 +101,9 @@ def test_attributions_of_all_components_add_up_to_the_logit(run, model):
 def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_gain(run, model, plain):
     inputs, cache, _, stream = run
     norm = raw.locate(plain, "ln_final.hook_out")[0]
-    gain, scale = raw.rms(norm, stream[-1])
+    gain, scale = raw.gain_and_scale(norm, stream[-1])
     parts = cache.decompose_resid()
-    truth = parts / scale * gain
+    truth = raw.centred(norm, parts) / scale * gain
     for ours in (cache.apply_ln_to_stack(parts), cache.decompose_resid(apply_ln=True)):
         raw.same(at_real(inputs, ours), at_real(inputs, truth))
     raw.differs(at_real(inputs, truth), at_real(inputs, parts / scale))  # the gain is not 1
@@ -109,10 +111,11 @@ def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_g
 
 @pytest.mark.parametrize(("mlp_input", "name"), [(False, "blocks.1.ln1.hook_out"), (True, "blocks.1.ln2.hook_out")])
 @torch.no_grad()
-def test_components_through_a_blocks_norm_add_up_to_its_output(run, plain, mlp_input, name):
+def test_components_through_a_blocks_norm_add_up_to_its_output_but_for_its_bias(run, plain, mlp_input, name):
     inputs, cache, _, _ = run
     parts = cache.decompose_resid(1, mlp_input=mlp_input, apply_ln=True)
-    raw.same(at_real(inputs, parts).sum(0), at_real(inputs, raw.read(plain, inputs, [name])[1][name]))
+    truth = raw.read(plain, inputs, [name])[1][name] - raw.constant(raw.locate(plain, name)[0])
+    raw.same(at_real(inputs, parts).sum(0), at_real(inputs, truth))
 
 
 @torch.no_grad()

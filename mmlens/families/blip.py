@@ -11,8 +11,8 @@ the sum normalised, so that, where `x` is what enters the sublayer, the stream b
 - `hook_resid_post`: after the feed-forward branches, the norm of the stream before them `+ hook_mlp_out`: at the queries the
   branch `qformer`, at the words the branch `qformer_text`, each with its own neurons.
 
-An edit of the stream reaches all that follows, the skip path too. `attn.*` is self-attention, `cross_attn.*` attention to the
-picture: `cross_attn.k.hook_in` is the tower's output. A query has no place on the picture, so there are no grids.
+An edit of the stream reaches all that follows, the skip path too. `attn.*` is self-attention, `cross_attn.*` attention to
+the picture: `cross_attn.k.hook_in` is the tower's output. A query has no place on the picture, so there are no grids.
 """
 
 import re
@@ -24,10 +24,9 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.opt import OptArchitectureAdapter
-from transformers import AutoConfig, AutoProcessor
 
 from mmlens import attention
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import FusedAttention, Projector, TowerBlock, heads, mlp, native_attention
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -133,6 +132,9 @@ def adapter(config: Any) -> type[LlamaArchitectureAdapter] | type[OptArchitectur
             parts: Any = self.component_mapping
             parts["unembed"].name = "language_model.lm_head"
             parts["blocks"].submodules["attn"] = native_attention(self.cfg, o="out_proj" if opt else "o_proj")
+            if opt:  # OPT's MLP reads batch and positions on one axis; TransformerLens unfolds them at other points only
+                norm = parts["blocks"].submodules["ln2"]
+                norm.hook_scale.hook_conversion = norm.hook_normalized.hook_conversion = norm.hook_in.hook_conversion
             parts["vision"] = Tower(config.vision_config)
             parts["qformer"] = QFormer(config.qformer_config, reads_text=config.model_type == "instructblip")
             parts["projector"] = Projector("language_projection")
@@ -180,13 +182,11 @@ def prepare(model: Any) -> None:
     model.__class__ = type(base.__name__, (base,), {"forward": forward, "generate": generate, "__module__": __name__})
 
 
-def load_processor(**source: Any) -> Any:
-    """Return the processor. Raises UnsupportedModel where it marks images by another token than the model looks for."""
-    processor, config = AutoProcessor.from_pretrained(**source), AutoConfig.from_pretrained(**source)
+def settle(processor: Any, config: Any) -> None:
+    """Raise UnsupportedModel where the processor marks images otherwise than the model looks for them."""
     token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     one_of("the processor's image token", token, (config.image_token_index,))
     one_of("the processor's num_query_tokens", processor.num_query_tokens, (config.num_query_tokens,))
-    return processor
 
 
 def encode(processor: Any, text: str, media: Media) -> Row:
@@ -196,8 +196,6 @@ def encode(processor: Any, text: str, media: Media) -> Row:
     the text stands where it is. InstructBLIP's Q-Former reads the text, without placeholders, with each image.
     """
     images, token, queries = list(media.images), str(processor.image_token), processor.num_query_tokens
-    if queries is None:
-        raise UnsupportedModel("the processor's num_query_tokens is None: set it to the model's config.num_query_tokens")
     text = with_placeholders(text, len(images), kind="image", token=token)
     front = re.match(rf"(?:\s*{re.escape(token)})+\s*", text)
     before, rest = (front[0].count(token), text[front.end() :]) if front else (0, text)
@@ -209,7 +207,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.tokenizer.convert_tokens_to_ids(token): "image"},
         lengths={"image": [queries] * len(images)},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     tower = {}
     if images:

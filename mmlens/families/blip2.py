@@ -27,7 +27,7 @@ FAMILY = Family(
     encode=blip.encode,
     live_layers=lambda config: {},
     read_only={"pos_embed.hook_in": "hook_pos_embed"},  # the attention mask, from which OPT has already counted
-    load_processor=blip.load_processor,
     prepare=blip.prepare,
+    settle=blip.settle,
     first_position=None,
 )

@@ -29,6 +29,6 @@ FAMILY = Family(
     check=check,
     encode=blip.encode,
     live_layers=live_layers,
-    load_processor=blip.load_processor,
     prepare=blip.prepare,
+    settle=blip.settle,
 )
