@@ -15,8 +15,10 @@ from mmlens.families import (
 from mmlens.families.family import Family, UnsupportedModel
 
 MODULES = (
+    blip2,
     gemma3,
     idefics3,
+    instructblip,
     llava,
     llava_next,
     qwen2_5_vl,

@@ -10,6 +10,7 @@ from mmlens.testing import blip, gemma3, idefics3, llava, llava_next, qwen2_audi
 from mmlens.testing.words import roughen
 
 MODULES = (
+    blip,
     gemma3,
     idefics3,
     llava,
