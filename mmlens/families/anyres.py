@@ -7,6 +7,7 @@ every row with a position of its own.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from transformers.image_processing_utils import select_best_resolution
@@ -38,11 +39,14 @@ def overview(size: tuple[int, int], *, edge: int, patch: int) -> Grid:
     return Grid(count, count, (0.0, 0.0, size[0] * seen, size[1] * seen), size)
 
 
-def anyres(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], *, edge: int, patch: int) -> Tiles:
+def anyres(
+    size: tuple[int, int], pinpoints: Sequence[Sequence[int]], *, edge: int, patch: int, most: int | None = None
+) -> Tiles:
     """Return where the positions of a picture of `size` (width, height) lie: the overview, then the rows of all tiles.
 
     `pinpoints` are the resolutions (height, width) to choose from, `edge` a tile's and `patch` a patch's width in pixels.
-    Boxes reach over the picture's edge where padding shares a position with it.
+    With `most`, a lattice of (much) more positions than that many tiles have is shrunk. Boxes reach over the picture's
+    edge where padding shares a position with it.
     """
     width, height = size
     target = select_best_resolution((height, width), [tuple(one) for one in pinpoints])
@@ -58,12 +62,16 @@ def anyres(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], *, edge: i
         cut[0] = (rows - int(round(height * (columns / width), 7))) // 2
     else:
         cut[1] = (columns - int(round(width * (rows / height), 7))) // 2
+    kept = [rows - 2 * cut[0], columns - 2 * cut[1]]
+    ratio = math.sqrt(kept[0] * kept[1] / (most * count**2)) if most else 0.0
+    new = [int(length // ratio) for length in kept] if ratio > 1.1 else kept
     down, across = (
-        _stretch(lattice, gone, place=(whole - part) // 2, scale=original / part, patch=patch)
-        for lattice, gone, whole, part, original in zip((rows, columns), cut, target, resized, (height, width), strict=True)
+        _lines(lines, gone, length, edge=edge, patch=patch, place=(whole - part) // 2, scale=original / part)
+        for lines, gone, length, whole, part, original in zip(new, cut, kept, target, resized, (height, width), strict=True)
     )
-    region = (across[0], down[0], across[1], down[1])
-    fine = Grid(rows - 2 * cut[0], columns - 2 * cut[1], region, size, newline=True)
+    region = (across[0][0], down[0][0], across[-1][1], down[-1][1])
+    rows_at, columns_at = ((), ()) if edge == count * patch else (tuple(down), tuple(across))
+    fine = Grid(new[0], new[1], region, size, newline=True, rows_at=rows_at, columns_at=columns_at)
     return Tiles((overview(size, edge=edge, patch=patch), fine), size)
 
 
@@ -75,6 +83,18 @@ def _resized(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     return target[0], min(math.ceil(size[1] * down), target[1])
 
 
-def _stretch(lattice: int, gone: int, *, place: int, scale: float, patch: int) -> tuple[float, float]:
-    """Return where, on the original picture, the rows (or columns) that are kept begin and end."""
-    return ((gone * patch - place) * scale, ((lattice - gone) * patch - place) * scale)
+def _lines(
+    lines: int, gone: int, kept: int, *, edge: int, patch: int, place: int, scale: float
+) -> list[tuple[float, float]]:
+    """Return where, on the original picture, each of `lines` rows (or columns) begins and ends.
+
+    They are what is made of the `kept` ones behind the first `gone`; the padded picture shows the original from `place` on.
+    """
+    count = edge // patch
+
+    def at(line: float, whole: int) -> float:
+        tile, inner = divmod(whole, count)
+        return (tile * edge + (inner + line - whole) * patch - place) * scale
+
+    edges = [gone + index * kept / lines for index in range(lines + 1)]
+    return [(at(begin, math.floor(begin)), at(end, math.ceil(end) - 1)) for begin, end in pairwise(edges)]

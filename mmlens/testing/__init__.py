@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mmlens.testing import blip, gemma3, idefics3, llava, llava_next, qwen2_audio, qwen_vl, smolvlm
+from mmlens.testing import blip, gemma3, idefics3, llava, llava_next, llava_onevision, qwen2_audio, qwen_vl, smolvlm
 from mmlens.testing.words import roughen
 
 MODULES = (
@@ -15,6 +15,7 @@ MODULES = (
     idefics3,
     llava,
     llava_next,
+    llava_onevision,
     qwen2_audio,
     qwen_vl,
     smolvlm,

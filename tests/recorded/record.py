@@ -23,7 +23,7 @@ def record(name, folder):
     for case, text, images, videos, fps in cases(name):
         options = {}
         if images:
-            options["images"] = images
+            options["images"] = [images]  # those of one text
         if videos:
             options |= dict(
                 videos=videos,
