@@ -44,14 +44,14 @@ class Assembled:
         self.video = {**self.video_defaults, **{name: value for name, value in (video or {}).items() if value is not None}}
 
     @classmethod
-    def load(cls, pretrained_model_name_or_path: str, **source: Any) -> Any:
+    def load(cls, pretrained_model_name_or_path: str | Path, **source: Any) -> Any:
         """Return transformers' own processor where torchvision is installed, and one of ours where it is not."""
         if is_torchvision_available():
             return AutoProcessor.from_pretrained(pretrained_model_name_or_path, **source)
         return cls.from_pretrained(pretrained_model_name_or_path, **source)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **source: Any) -> "Assembled":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **source: Any) -> "Assembled":
         """Return the processor that a folder or a hub id describes."""
         path = str(pretrained_model_name_or_path)
         settings, _ = ProcessorMixin.get_processor_dict(path, **source)

@@ -1,15 +1,16 @@
 """LLaVA-NeXT: a position lies where its tile's patch was cut from; rows end with a position of their own."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import raw
 import torch
-from PIL import Image
+from ramps import compare, patch_colours, ramp
 from support import ask, picture
 from transformers import AutoProcessor, LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from mmlens import Grid, HookedMLLM
 from mmlens.families import UnsupportedModel, llava_next
@@ -32,50 +33,19 @@ def model(next_folder):
     return HookedMLLM.from_pretrained(next_folder, device="cpu")
 
 
-def ramp(width, height):
-    """Return a picture whose red says x and whose green says y; no picture is blue, which padding is not either."""
-    pixels = np.zeros((height, width, 3), dtype=np.uint8)
-    pixels[..., 0] = np.round((np.arange(width) + 0.5) / width * 255)[None]
-    pixels[..., 1] = np.round((np.arange(height) + 0.5) / height * 255)[:, None]
-    pixels[..., 2] = 255
-    return Image.fromarray(pixels)
-
-
-def seen_at_each_position(images, size, *, pinpoints, edge, patch):
-    """Return the mean colour of what each position of a picture was made from, newlines as NaN: the model's own packing."""
+def seen_at_each_position(images, size, config):
+    """Return the mean colour of what each position of a picture was made from, packed as the model packs features."""
     made = images(ramp(*size), return_tensors="pt")
-    mean, std = (torch.tensor(each)[:, None, None] for each in (images.image_mean, images.image_std))
-    tiles = (made["pixel_values"][0] * std + mean).float()
-    patches = tiles.unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2))  # tile, colour, row, column
-    rows, columns = get_anyres_image_grid_shape(made["image_sizes"][0], pinpoints, edge)
-    fine = patches[1:].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
-    fine = torch.nn.functional.pad(unpad_image(fine, made["image_sizes"][0]), (0, 1), value=torch.nan)
-    return torch.cat([patches[0].flatten(1), fine.flatten(1)], dim=1).T
-
-
-def compare(place, seen, size):
-    """Fail unless each position's box is where its colour says it was cut from."""
-    assert len(place) == len(seen)
-    compared = 0
-    for index, colour in enumerate(seen.tolist()):
-        box = place.box(index)
-        assert (box is None) == bool(np.isnan(colour[0]))
-        if box is None or colour[2] < 0.999:
-            continue  # padding has a part of it
-        left, top, right, bottom = box
-        assert left >= -1e-6 and top >= -1e-6 and right <= size[0] + 1e-6 and bottom <= size[1] + 1e-6
-        own = np.array([colour[0] * size[0], colour[1] * size[1]])
-        centre = np.array([(left + right) / 2, (top + bottom) / 2])
-        slack = 0.3 + 0.004 * max(size)  # resizing to whole pixels, and colours of 8 bits
-        assert np.abs(own - centre).max() < slack, (index, own, centre)
-        compared += 1
-    assert compared > len(seen) / 4
+    colours = patch_colours(made["pixel_values"][0], images, config.vision_config.patch_size).flatten(1, 2)
+    packed, _ = LlavaNextModel.pack_image_features(
+        SimpleNamespace(config=config), [colours], made["image_sizes"], "default", torch.full((3,), torch.nan)
+    )
+    return packed[0]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_lies_in_a_box_is_what_the_processor_showed_at_that_position(model, size):
-    settings = model.processor.image_processor
-    seen = seen_at_each_position(settings, size, pinpoints=settings.image_grid_pinpoints, edge=18, patch=6)
+    seen = seen_at_each_position(model.processor.image_processor, size, model.hf_model.config)
     compare(llava_next.tiles(model.processor, picture(0, *size)), seen, size)
 
 
@@ -85,7 +55,7 @@ def test_boxes_are_right_at_the_size_of_the_published_checkpoints(size):
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, image_grid_pinpoints=REAL
     )
     place = anyres(size, REAL, edge=tile_edge(images), patch=14)
-    seen = seen_at_each_position(images, size, pinpoints=REAL, edge=336, patch=14)
+    seen = seen_at_each_position(images, size, LlavaNextConfig())
     compare(place, seen, size)
     assert len(place.grids[0]) == 24 * 24
 
