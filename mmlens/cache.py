@@ -1,6 +1,7 @@
 """Cached activations: TransformerLens' ActivationCache, right at image and audio positions too."""
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from transformer_lens.utilities.slice import Slice
 
 from mmlens.hooks import module_of
 from mmlens.inputs import Inputs
+from mmlens.weights import readable, weight_of
 
 
 class ActivationCache(TransformerLensCache):
@@ -59,7 +61,8 @@ class ActivationCache(TransformerLensCache):
         """
         if kwargs.get("apply_ln") and kwargs.get("project_output_onto") is not None:
             self._refuse("project_output_onto together with apply_ln", "get_full_resid_decomposition(apply_ln=True) @ W_U")
-        return TransformerLensCache.get_full_resid_decomposition(self._from_merged_stream(), *args, **kwargs)
+        with self._readable("attn", "mlp", "unembed"):
+            return TransformerLensCache.get_full_resid_decomposition(self._from_merged_stream(), *args, **kwargs)
 
     def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
         """Return every neuron's contribution to the stream; see TransformerLens.
@@ -68,12 +71,22 @@ class ActivationCache(TransformerLensCache):
         """
         if kwargs.get("apply_ln") and kwargs.get("project_output_onto") is not None:
             self._refuse("project_output_onto together with apply_ln", "stack_neuron_results(apply_ln=True) @ W_U")
-        return super().stack_neuron_results(*args, **kwargs)
+        with self._readable("mlp"):
+            return super().stack_neuron_results(*args, **kwargs)
+
+    def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what each component of a stack adds to the logits of tokens; see TransformerLens for the arguments."""
+        with self._readable("unembed"):
+            return super().logit_attrs(*args, **kwargs)
 
     def get_neuron_results(
         self, layer: int, neuron_slice: Any = None, pos_slice: Any = None, project_output_onto: Tensor | None = None
     ) -> Tensor:
         """Return what each neuron of `layer` adds to the stream; see TransformerLens for the arguments."""
+        with self._readable("mlp"):
+            return self._neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
+
+    def _neuron_results(self, layer: int, neuron_slice: Any, pos_slice: Any, project_output_onto: Tensor | None) -> Tensor:
         norm = self._post_norm(layer, "ln2_post")
         if norm is None:
             return super().get_neuron_results(layer, neuron_slice, pos_slice, project_output_onto)
@@ -88,7 +101,8 @@ class ActivationCache(TransformerLensCache):
     def _ensure_head_results(self) -> bool:
         """Let each head's result be what it adds to the stream; True where all were there already."""
         before = set(self.cache_dict)
-        there = super()._ensure_head_results()
+        with self._readable("attn"):
+            there = super()._ensure_head_results()
         for layer in range(self.model.cfg.n_layers):
             name, norm = f"blocks.{layer}.attn.hook_result", self._post_norm(layer, "ln1_post")
             if name not in before and norm is not None:
@@ -111,7 +125,7 @@ class ActivationCache(TransformerLensCache):
         scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
         if kwargs.get("recompute_ln"):
             return scaled
-        return scaled * _gain(self._norm(layer, mlp_input))
+        return scaled * _gain(self._norm(layer, mlp_input)).to(scaled.device)
 
     def remove_batch_dim(self, batch_size: int | None = None) -> "ActivationCache":
         """Return this cache without its batch axis (batch of one). Tower entries keep theirs: it counts images."""
@@ -125,6 +139,14 @@ class ActivationCache(TransformerLensCache):
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> NoReturn:
         """Refuse: tower entries have one row per image, so that one slice can't fit all entries."""
         self._refuse("apply_slice_to_batch_dim", "cache[name][rows], or run_with_cache on the rows wanted")
+
+    def _readable(self, *parts: str) -> AbstractContextManager[None]:
+        """Let TransformerLens read the weights of the unembedding and of each block's `parts`, offloaded or packed."""
+        bridge: Any = self.model
+        owners = [bridge.unembed] if "unembed" in parts else []
+        owners += [block.submodules[part] for block in bridge.blocks for part in parts if part in block.submodules]
+        linears = [owner.submodules[name] for owner in owners for name in ("o", "out") if name in owner.submodules]
+        return readable([*owners, *linears])
 
     def _norm(self, layer: int | None, mlp_input: bool) -> Any:
         if layer is None or layer in (-1, self.model.cfg.n_layers):
@@ -157,5 +179,5 @@ class ActivationCache(TransformerLensCache):
 
 def _gain(norm: Any) -> Tensor:
     """Return what a norm multiplies by: its weight, or 1 + its weight where it is stored as an offset."""
-    weight = norm.original_component.weight
+    weight = weight_of(norm)
     return 1 + weight if norm.uses_weight_offset else weight

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoConfig
 
 from mmlens import attention
 from mmlens.cache import ActivationCache
@@ -24,9 +22,10 @@ from mmlens.families import family_of
 from mmlens.hooks import STEP, Hook, feed, module_of, neuron_hook
 from mmlens.inputs import Inputs, Row
 from mmlens.liveness import HookPoints, InertHook, Watch, guard
+from mmlens.loading import load
 from mmlens.media import Media, media_per_row
-from mmlens.organisms import CHECKPOINTS
 from mmlens.results import hash_weights
+from mmlens.weights import Stored, device_of, output_rows, units, versions, weight_of
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
@@ -65,6 +64,7 @@ class HookedMLLM:
             self.bridge = build_bridge_from_module(hf_model, family.architecture, hf_config=config, model_name=name)
         # Given a tokenizer, the builder would load it anew by its name (from the network) and set tokens on it.
         self.bridge.tokenizer, self.bridge.processor = self.tokenizer, processor
+        self.bridge.cfg.device = str(self.device)  # the builder takes where the first weight lies, "meta" if offloaded
         ids = self.tokenizer.encode("a")
         self.bridge.cfg.tokenizer_prepends_bos = ids[0] == self.tokenizer.bos_token_id
         self.bridge.cfg.tokenizer_appends_eos = ids[-1] == self.tokenizer.eos_token_id
@@ -84,27 +84,33 @@ class HookedMLLM:
         name_or_folder: str | Path,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
+        allow_bin: bool = False,
+        trust_remote_code: bool = False,
+        **options: Any,
     ) -> "HookedMLLM":
         """Return the model "pictoworld", "pictoworld-frozen", in a local folder, or of a hub id, ready to be hooked.
 
-        A local folder needs no network. `device` is the GPU where there is one, `dtype` what the weights are stored in.
-        Raises FileNotFoundError for a folder that is no model, UnsupportedModel for an architecture we do not know.
+        A local folder needs no network. `device` is the GPU where there is one, `dtype` (torch's or its name) what the
+        weights are stored in. `options` are those of transformers' from_pretrained: `device_map` ("auto" or a dict) with
+        `max_memory` and `offload_folder` spreads the model, `quantization_config` packs it. Only safetensors are read
+        unless `allow_bin`; then .bin files too, as tensors only. `trust_remote_code` lets the repository's own code read
+        its configuration and processor; the model is always transformers' own class.
+
+        Raises FileNotFoundError for a folder that is no model and for a hub id out of reach, UnsupportedModel for an
+        architecture we do not know, ValueError and TypeError for options that contradict each other or do nothing.
         """
-        path, local = _locate(name_or_folder)
-        source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": local}
-        source["revision"] = revision or "main"
-        config = AutoConfig.from_pretrained(**source)
-        family = family_of(config.model_type)
-        family.check(config)
-        model: Any = getattr(transformers, family.model_class).from_pretrained(
-            **source, dtype=dtype or "auto", attn_implementation="sdpa", use_safetensors=True
+        loaded = load(
+            name_or_folder,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            allow_bin=allow_bin,
+            trust_remote_code=trust_remote_code,
+            **options,
         )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        processor = family.load_processor(**source)
-        commit = getattr(model.config, "_commit_hash", None)
-        return cls(model.to(device), processor, name=str(name_or_folder), revision=commit)
+        return cls(loaded.model, loaded.processor, name=loaded.name, revision=loaded.revision)
 
     # ---------------------------------------------------------------- inputs
 
@@ -308,8 +314,8 @@ class HookedMLLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the language model's embedding lies, and so where inputs go."""
-        return self.hf_model.get_input_embeddings().weight.device
+        """Where the language model's embedding computes, and so where inputs go."""
+        return device_of(self.hf_model.get_input_embeddings())
 
     @property
     def cfg(self) -> Any:
@@ -324,26 +330,34 @@ class HookedMLLM:
         widths: dict[str, tuple[int, ...]] = {}
         for module in sorted(modules, key=lambda one: one != "language"):
             layers = sum(module_of(name) == module for name in posts)
-            widths[module] = tuple(self.W_out(layer, module).shape[0] for layer in range(layers))
+            widths[module] = tuple(units(self._output(layer, module)) for layer in range(layers))
         return widths
 
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
-        """Return the output weights of a layer's neurons, a row each, as a view of the model's own."""
+        """Return the output weights of a layer's neurons, a row each: the model's own where they lie in memory, unpacked.
+
+        Offloaded or quantised ones are a copy. Raises KeyError where there are no neurons, and UnreadableWeight for a kind
+        of quantisation that mmlens does not read; so do W_U and W_E.
+        """
+        return output_rows(self._output(layer, module))
+
+    def _output(self, layer: int, module: str) -> Any:
+        """Return the linear map that a layer's neurons write through."""
         name = neuron_hook(module, layer, "post")
         if name not in self.points.by_name or (module == "projector" and layer):
             raise KeyError(f"{self.name} has no neurons in layer {layer} of {module!r}")
-        linear: Any = self.bridge.get_submodule(self.points.owner(name)).original_component
-        return linear.weight.T
+        owner: Any = self.bridge.get_submodule(self.points.owner(name))
+        return owner.original_component
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """The unembedding, as a view of the model's own weights."""
-        return self.hf_model.get_output_embeddings().weight.T
+        """The unembedding, as a view of the model's own weights (a copy where they are offloaded or quantised)."""
+        return output_rows(self.hf_model.get_output_embeddings())
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """The token embedding, as a view of the model's own weights."""
-        return self.hf_model.get_input_embeddings().weight
+        """The token embedding, the model's own weights (a copy where they are offloaded or quantised)."""
+        return weight_of(self.hf_model.get_input_embeddings())
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Return what the model would predict from `resid`: final norm, unembedding and, where there is one, soft cap.
@@ -372,9 +386,9 @@ class HookedMLLM:
 
     def identity(self) -> dict[str, str | None]:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self.hf_model.parameters())
-        if self._hashed[0] != versions:  # torch counts a tensor's edits: without one, the last hash stands
-            self._hashed = (versions, hash_weights(self.hf_model.state_dict()))
+        edits = versions(self.hf_model)
+        if self._hashed[0] != edits:  # torch counts a tensor's edits: without one, the last hash stands
+            self._hashed = (edits, hash_weights(Stored(self.hf_model)))
         return {"model": self.name, "revision": self.revision, "weights": self._hashed[1]}
 
     # ---------------------------------------------------------------- inside
@@ -419,18 +433,3 @@ def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]
 def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the tokens by name: TransformerLens gives them first, where some models expect pixels."""
     return (), {**({"input_ids": args[0]} if args else {}), **kwargs}
-
-
-def _locate(name: str | Path) -> tuple[str, bool]:
-    """Return where a model's files are, and whether that is a folder here rather than a hub id."""
-    path = CHECKPOINTS.get(str(name), Path(name).expanduser())
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"a model folder holds a config.json, {path} does not")
-        return str(path), True
-    if path.is_absolute() or str(name).startswith(".") or len(path.parts) != 2:
-        raise FileNotFoundError(
-            f"no model folder at {name}, and no hub id: a model is {', '.join(CHECKPOINTS)}, a folder, or an id such as "
-            "llava-hf/llava-1.5-7b-hf"
-        )
-    return str(name), False

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
@@ -133,14 +134,15 @@ class Result(Storable):
         return f"{type(self).__name__}({', '.join(_shown(name, getattr(self, name)) for name in fields)})"
 
 
-def hash_weights(weights: dict[str, Tensor]) -> str:
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
     """Return a hash (16 hex digits) of all of a model's weights, by name, shape, dtype and every row and column.
 
     It is computed where the weights lie, in one pass, so that it costs seconds for billions of them. Weights that are not
     in memory (meta) count by name and shape only.
     """
     sha = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
+    for name in sorted(weights):
+        weight = weights[name]  # one at a time: offloaded ones are loaded here
         sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         if weight.device.type == "meta":
             continue

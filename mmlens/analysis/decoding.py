@@ -35,8 +35,11 @@ def decode(model: HookedMLLM, neurons: Neurons, *, k: int = 10, sign: Float[Tens
     if sign is not None and sign.shape != (len(neurons),):
         raise ValueError(f"one sign per neuron: {len(neurons)} neurons, got {list(sign.shape)}")
     W_U = model.W_U[:, : len(model.tokenizer)]
-    directions = torch.stack([model.W_out(layer, module)[unit] for module, layer, unit in neurons])
-    effects = directions.float() @ W_U.float()
+    directions = torch.empty(len(neurons), len(W_U), device=W_U.device)
+    for (module, layer), indices in neurons.indices_by_layer().items():  # one read each: a quantised one is unpacked anew
+        rows = model.W_out(layer, module)
+        directions[indices] = rows[neurons.unit[indices].to(rows.device)].to(directions)
+    effects = directions @ W_U.float()
     if sign is not None:
         effects = effects * sign.sign().to(effects)[:, None]
     top, tokens = effects.topk(k, dim=-1)
