@@ -73,7 +73,6 @@ def load(
             **options,
             **placed,
             dtype=_dtype(dtype),
-            attn_implementation="sdpa",
             use_safetensors=None if allow_bin else True,
             weights_only=True,
             output_loading_info=True,

@@ -41,8 +41,8 @@ def model(folder):
 
 @pytest.fixture(scope="session")
 def plain(folder):
-    """The same weights in a model that mmlens never touches, with transformers' SDPA."""
-    return unhooked(folder, attn_implementation="sdpa")
+    """The same weights in a model that mmlens never touches, with transformers' own choice of attention: SDPA, if it can."""
+    return unhooked(folder)
 
 
 @pytest.fixture(scope="session")

@@ -30,12 +30,18 @@ def differs(one, other, *, by=1e-3):
 FILES = sites.load()
 
 
+def table(plain):
+    """Return the file of a model's family, or what the file says of this model's config: `SITES` and `ATTENTION`."""
+    file = FILES[plain.config.model_type]
+    return file.of(plain.config) if hasattr(file, "of") else file
+
+
 def names(plain, which="SITES"):
     """Return the names that a family's table has: of layer 1 of the language model and layer 0 of a tower.
 
     Both have something before them and are read by what follows.
     """
-    return [name.format(l=1 if name.startswith("blocks") else 0) for name in getattr(FILES[plain.config.model_type], which)]
+    return [name.format(l=1 if name.startswith("blocks") else 0) for name in getattr(table(plain), which)]
 
 
 def prefixes(plain):
@@ -43,14 +49,13 @@ def prefixes(plain):
 
     Where a family's file calls one's norms `POST_NORM`, its stream is another sum, which the family's own tests are about.
     """
-    file = FILES[plain.config.model_type]
-    found = [name.removesuffix("blocks.{l}") for name in file.ATTENTION if name.endswith("blocks.{l}")]
-    return [prefix for prefix in found if prefix not in getattr(file, "POST_NORM", ())]
+    found = [name.removesuffix("blocks.{l}") for name in table(plain).ATTENTION if name.endswith("blocks.{l}")]
+    return [prefix for prefix in found if prefix not in getattr(FILES[plain.config.model_type], "POST_NORM", ())]
 
 
 def matrices(plain):
     """Return the names of the attention scores and patterns that are compared: one layer of each module."""
-    layers = [name.format(l=1 if name.startswith("blocks") else 0) for name in FILES[plain.config.model_type].ATTENTION]
+    layers = [name.format(l=1 if name.startswith("blocks") else 0) for name in table(plain).ATTENTION]
     owners = [name if name.endswith("attn") else f"{name}.attn" for name in layers]
     return [f"{owner}.{matrix}" for owner in owners for matrix in ("hook_pattern", "hook_attn_scores")]
 
@@ -59,7 +64,7 @@ def locate(plain, name):
     """Return the submodule of `plain` where the hook point `name` lies, and "in" or "out"."""
     layer = re.search(r"blocks\.(\d+)", name)
     template = re.sub(r"blocks\.\d+", "blocks.{l}", name)
-    path, side = FILES[plain.config.model_type].SITES[template]
+    path, side = table(plain).SITES[template]
     return plain.get_submodule(path.format(l=layer and layer[1])), side
 
 
@@ -102,6 +107,14 @@ def logits(plain, inputs, changes=None):
     """Return what the plain model says, with raw edits."""
     with edited(plain, changes or {}):
         return runs(plain, inputs)(**inputs.kwargs(), use_cache=False).logits
+
+
+def implementations(plain):
+    """Return which attention each part of a model uses: SDPA, but where transformers can't compute it with that."""
+    parts = {name: getattr(plain.config, name, None) for name in plain.config.sub_configs}
+    return {"": plain.config._attn_implementation} | {
+        name: part._attn_implementation for name, part in parts.items() if part
+    }
 
 
 def generate(plain, inputs, **options):
@@ -194,13 +207,15 @@ _CHANGES = {}
 _BLOCKS = {}
 
 
-def _attention(module, query, key, value, attention_mask, scaling, **kwargs):
+def _attention(module, query, key, value, attention_mask, scaling, softcap=None, **kwargs):
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     change = _CHANGES.get(module, {})
     scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
     if module in _BLOCKS:
         attention_mask = _BLOCKS[module].to(scores)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
     scores = change.get("scores", lambda x: x)(scores)
@@ -225,7 +240,7 @@ AttentionMaskInterface.register(REFERENCE, eager_mask)
 def attention_of(reference, name):
     """Return the plain attention module to which `blocks.1.attn.hook_pattern` (say) belongs, and "scores" or "pattern"."""
     block, layer, kind = re.match(r"(.*blocks\.)(\d+)\.(\w+)", name).groups()
-    paths = FILES[reference.config.model_type].ATTENTION
+    paths = table(reference).ATTENTION
     path = paths[block + "{l}"] if kind == "attn" else paths[block + "{l}." + kind]
     return reference.get_submodule(path.format(l=layer)), "scores" if name.endswith("scores") else "pattern"
 

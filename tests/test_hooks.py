@@ -137,7 +137,7 @@ def test_heads_where_there_are_none_and_heads_with_units_are_refused(small):
 @torch.no_grad()
 def test_ablating_at_a_site_equals_setting_it_by_a_raw_torch_hook(model, plain, batches, site, value):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")
-    gated = "blocks.{l}.mlp.hook_pre_linear" in raw.FILES[plain.config.model_type].SITES
+    gated = "blocks.{l}.mlp.hook_pre_linear" in raw.table(plain).SITES
     if site == "gate_act" and not gated:
         site = "post"  # without a gate they are the same
     neurons = Neurons.of([(0, 5), (1, 7), (0, 2), (1, 0), (1, 40)], model.widths)

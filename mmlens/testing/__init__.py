@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from mmlens.testing import blip, gemma3, idefics3, llava, llava_next, llava_onevision, qwen2_audio, qwen_vl, smolvlm
+from mmlens.testing import (
+    blip,
+    gemma3,
+    idefics3,
+    llava,
+    llava_next,
+    llava_onevision,
+    paligemma,
+    qwen2_audio,
+    qwen_vl,
+    smolvlm,
+)
 from mmlens.testing.words import roughen
 
 MODULES = (
@@ -16,6 +27,7 @@ MODULES = (
     llava,
     llava_next,
     llava_onevision,
+    paligemma,
     qwen2_audio,
     qwen_vl,
     smolvlm,
