@@ -118,12 +118,15 @@ def knock_out(
         rows, columns = _at(queries, scores, hook, axis=2), keys.to(scores.device)
         if rows is None:
             return None
-        if columns.shape != (scores.shape[0], scores.shape[3]):
-            raise ValueError(f"keys are a mask [{scores.shape[0]}, {scores.shape[3]}], got {list(columns.shape)}")
+        if columns.shape != (scores.shape[0], scores.shape[3]) or columns.dtype != torch.bool:
+            raise ValueError(
+                f"keys are a mask [{scores.shape[0]}, {scores.shape[3]}] of booleans, got {columns.dtype} "
+                f"{list(columns.shape)}: make it from the inputs of this run, for instance inputs.mask('image')"
+            )
         blocked = (rows[:, :, None] & columns[:, None, :])[:, None].expand_as(scores)
         if heads is not None:
             chosen = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-            chosen[list(heads)] = True
+            chosen[_within(heads, scores.shape[1], "head", hook)] = True
             blocked = blocked & chosen[None, :, None, None]
         seen = scores > torch.finfo(scores.dtype).min / 2
         blocked = blocked & seen  # a padded position sees nothing: leave its row as it is
@@ -199,11 +202,12 @@ def _edit(
             return None
         index: list[Any] = [slice(None)] * activation.ndim
         if heads is not None:
-            index[_head_axis(activation, hook)] = list(heads)
+            axis = _head_axis(activation, hook)
+            index[axis] = _within(heads, activation.shape[axis], "head", hook)
         if units is not None:
-            index[-1] = torch.as_tensor(units, device=activation.device)
+            index[-1] = torch.as_tensor(_within(units, activation.shape[-1], "unit", hook), device=activation.device)
         if heads is not None and units is not None:
-            raise ValueError("choose heads or units, not both")
+            raise ValueError(f"a hook edits heads or units, got both at {hook.name}: make two hooks")
         chosen = activation[tuple(index)]
         new = change(chosen).expand_as(chosen)
         if here is not None:
@@ -222,12 +226,22 @@ def _at(where: Tensor, activation: Tensor, hook: Any, axis: int = 1) -> Tensor |
     batch, length = activation.shape[0], activation.shape[axis]
     if STEP.get():
         return None
-    if where.shape == (batch, length):
+    if where.shape == (batch, length) and where.dtype == torch.bool:
         return where.to(activation.device)
+    multiplied = where.shape[-1:] == (length,) and len(where) and batch % len(where) == 0 and batch > len(where)
     raise ValueError(
-        f"{hook.name} has [batch, pos] = [{batch}, {length}], the mask has {list(where.shape)}: make it from the inputs of "
-        "this run, for instance inputs.mask('image')"
+        f"{hook.name} has [batch, pos] = [{batch}, {length}], the mask is {where.dtype} {list(where.shape)}: make it from "
+        "the inputs of this run, for instance inputs.mask('image')"
+        + (" (beams and several answers multiply the rows: generate without them)" if multiplied else "")
     )
+
+
+def _within(chosen: Sequence[int] | Int[Tensor, " n"], count: int, what: str, hook: Any) -> list[int]:
+    """Return the chosen indices. Raises IndexError for one that is not 0 to `count` - 1."""
+    indices = [int(index) for index in chosen]
+    if outside := [index for index in indices if not 0 <= index < count]:
+        raise IndexError(f"{hook.name} has the {what}s 0 to {count - 1}, got {outside[0]}: choose among those")
+    return indices
 
 
 def _is_matrix(hook: Any) -> bool:

@@ -127,7 +127,7 @@ class Inputs:
         A group is a modality (`text`, `special`, `image`, `video`, `audio`, `pad`), one medium of each row (`image:0`,
         `video:1`), a part of it (`image:0/tile:2`; `video:0/frame:3`, a frame that was given), `answer` (the tokens
         given as `answer=`), `prompt` (all real positions before it) or `all` (all real positions). Raises KeyError for
-        another name.
+        another name, and for a medium that no row has.
         """
         where = torch.zeros_like(self.tokens, dtype=torch.bool)
         for group in groups:
@@ -153,7 +153,7 @@ class Inputs:
 
     def _medium(self, kind: str, number: int, part: str | None, index: int) -> Bool[Tensor, "batch pos"]:
         """Return where each row holds its `number`-th medium of a kind, or one tile or frame of it."""
-        where = torch.zeros_like(self.tokens, dtype=torch.bool)
+        where, held = torch.zeros_like(self.tokens, dtype=torch.bool), False
         for row in range(len(self)):
             of_kind = self.modality[row] == MODALITIES.index(kind)
             owners = self.medium[row][of_kind].unique()  # sorted
@@ -170,6 +170,11 @@ class Inputs:
                 ] or [False] * int(own.sum())
                 own[own.clone()] = torch.tensor(chosen, device=own.device)
             where[row] = own
+            held = True
+        if not held:
+            raise KeyError(
+                f"no row holds {kind}:{number}: media of a kind are numbered from 0 in each row, and {self} has fewer"
+            )
         return where
 
     def overlap(

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint, LensHandle
 
@@ -56,18 +57,55 @@ def unknown(name: str, names: Iterable[str]) -> UnknownHook:
 
 
 def guard(fn: HookFn, name: str, read_only: dict[str, str]) -> HookFn:
-    """Return `fn`; where the table `read_only` has `name`, so that it raises InertHook if it edits: it would be too late."""
-    instead = lookup(name, read_only)
-    if instead is None:
-        return fn
+    """Return `fn`, so that it raises where what it returns can not take the activation's place at the point `name`.
 
-    def guarded(activation: Tensor, hook: Any) -> None:
-        before = activation._version
+    TypeError for what is no tensor, ValueError for another shape, dtype or device and for numbers that are not finite where
+    they were before; where the table `read_only` has `name`, InertHook for any edit: it would be too late.
+    """
+    instead = lookup(name, read_only)
+    if not callable(fn):
+        raise TypeError(
+            f"a hook is a pair (name, function); at {name} the function is a {type(fn).__name__}: give a function"
+        )
+
+    def guarded(activation: Tensor, hook: Any) -> Tensor | None:
+        before = activation._version if instead else 0
         edited = fn(activation, hook=hook)
-        if (edited is not None and edited is not activation) or activation._version != before:
+        changed = edited is not None and edited is not activation
+        if instead and (changed or activation._version != before):
             raise InertHook(f"{name} can be read but not edited, the model does not use it: edit {instead} instead")
+        if changed:
+            _fits(activation, edited, name)
+        return edited
 
     return guarded
+
+
+def _fits(activation: Tensor, edited: Any, name: str) -> None:
+    """Raise TypeError or ValueError where `edited` can not take the place of `activation`."""
+    if not isinstance(edited, Tensor):
+        raise TypeError(
+            f"a hook returns a tensor, or None where it only reads; at {name} it returned a {type(edited).__name__}: return "
+            "one of these"
+        )
+    if edited.shape != activation.shape:
+        raise ValueError(
+            f"an edit keeps the shape of {name}, {list(activation.shape)}; got {list(edited.shape)}: to set some positions "
+            "or units, return a clone in which they are set"
+        )
+    if edited.dtype != activation.dtype or edited.device != activation.device:
+        raise ValueError(
+            f"an edit of {name} stays {activation.dtype} on {activation.device}; got {edited.dtype} on {edited.device}: "
+            "return edited.to(activation)"
+        )
+    broken = ~edited.detach().isfinite() & activation.detach().isfinite()
+    if name.endswith("hook_attn_scores"):
+        broken &= edited.detach() != -torch.inf  # how a query is kept from a key
+    if broken.any():
+        raise ValueError(
+            f"an edit of {name} leaves finite numbers finite; got {int(broken.sum())} that are NaN or infinite, the first "
+            f"at {broken.nonzero()[0].tolist()}: look at what was divided or loaded there"
+        )
 
 
 class Watch:

@@ -133,24 +133,27 @@ class HookedMLLM:
         family's convention has it. Raises ValueError where texts, media and placeholders do not match, and for a kind of
         media that the model does not take.
         """
-        texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
+        texts, single = _strings(text, "text"), isinstance(text, str)
         given = {"image": images, "video": videos, "audio": audio}
         for kind, media in given.items():
             if media is not None and kind not in self.family.takes:
                 takes = " and ".join(self.family.takes)
                 raise ValueError(f"a {self.family.model_type} model takes {takes}, got {kind}: leave it out")
         per_row = media_per_row(len(texts), single=single, images=images, videos=videos, audio=audio)
-        answers = [answer] * len(texts) if isinstance(answer, str) else list(answer)
+        answers = [answer] * len(texts) if isinstance(answer, str) else _strings(answer, "answer")
         if len(answers) != len(texts):
-            raise ValueError(f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s)")
+            raise ValueError(
+                f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s). Give as many, or one for all"
+            )
         rows = [self._row(*row, chat=chat) for row in zip(texts, per_row, answers, strict=True)]
         pad = self.tokenizer.pad_token_id
         inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
+        self._check_length(inputs)
         return inputs.to(self.device)
 
     def _row(self, text: str, media: Media, answer: str, *, chat: bool) -> Row:
         if not text.strip() and not media.all():
-            raise ValueError("an input holds text or media, got an empty text and no media")
+            raise ValueError("an input holds text or media, got an empty text and no media: leave that row out")
         if chat:
             if not getattr(self.processor, "chat_template", None):
                 raise ValueError(f"{self.name} has no chat template: leave chat out and write the whole prompt yourself")
@@ -168,6 +171,7 @@ class HookedMLLM:
 
     def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of every position."""
+        _check_inputs(inputs)
         self._note_run(inputs)
         with self.points.whole_edits():
             return self.hf_model(**self._fed(inputs), **self._positions(inputs.attention_mask), use_cache=False).logits
@@ -205,6 +209,9 @@ class HookedMLLM:
 
         Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
         """
+        _check_inputs(inputs)
+        if max_new_tokens < 1:
+            raise ValueError(f"a model writes at least one token, got max_new_tokens = {max_new_tokens}: give 1 or more")
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
         with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), self._steps(), torch.no_grad():
             self._note_run(inputs)
@@ -421,9 +428,38 @@ class HookedMLLM:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first}
 
+    def _check_length(self, inputs: Inputs) -> None:
+        """Raise ValueError for more positions than the language model was made for."""
+        text: Any = self.hf_model.config.get_text_config(decoder=True)
+        rope, most = getattr(text, "rope_parameters", None) or {}, getattr(text, "max_position_embeddings", None)
+        stretched = rope.get("factor", 1.0)  # a table per kind of layer has none of its own
+        if most is not None and inputs.tokens.shape[1] > (most := int(most * max(stretched, 1.0))):
+            raise ValueError(
+                f"{self.name} reads at most {most} positions, got {inputs.tokens.shape[1]} ({inputs}): shorten the text, or "
+                "give fewer or smaller media"
+            )
+
     def _note_run(self, inputs: Inputs) -> None:
         for watch in self._watchers:
             watch.ran, watch.media = True, watch.media or bool(inputs.tower)
+
+
+def _strings(given: Any, what: str) -> list[str]:
+    """Return one string or several as a list. Raises TypeError for anything else."""
+    strings = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else None
+    wrong = next((one for one in strings if not isinstance(one, str)), None) if strings is not None else given
+    if strings is None or not all(isinstance(one, str) for one in strings):
+        raise TypeError(
+            f"{what} is a string or a list of strings, got a {type(wrong).__name__}: tokens and bytes are decoded first"
+        )
+    return strings
+
+
+def _check_inputs(inputs: Any) -> None:
+    if not isinstance(inputs, Inputs):
+        raise TypeError(
+            f"a model reads Inputs, got a {type(inputs).__name__}: make them by model.to_inputs(text, images=...)"
+        )
 
 
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:

@@ -33,14 +33,15 @@ class Neurons(Storable):
             module, layer, unit = neuron
             layers = self.widths.get(module)
             if layers is None:
-                raise ValueError(f"this model has the modules {sorted(self.widths)}, got {module!r}")
+                raise ValueError(f"this model has the modules {sorted(self.widths)}, got {module!r}: choose among those")
             if not 0 <= layer < len(layers) or not 0 <= unit < layers[layer]:
                 raise ValueError(
                     f"{label(neuron)} does not exist: {module} has {len(layers)} layers"
                     + (f" and layer {layer} has {layers[layer]} units" if 0 <= layer < len(layers) else "")
+                    + ": choose one that does"
                 )
             if neuron in seen:
-                raise ValueError(f"a set holds a neuron once, got {label(neuron)} twice")
+                raise ValueError(f"a set holds a neuron once, got {label(neuron)} twice: leave one out")
             seen.add(neuron)
 
     @classmethod
@@ -170,6 +171,8 @@ def top_k(
 
     Raises ValueError when the scores do not have the module's layers and units, hold NaN, or `k` is larger than they.
     """
+    if module not in widths:
+        raise ValueError(f"this model has the modules {sorted(widths)}, got {module!r}: choose among those")
     layers = widths[module]
     if scores.shape != (len(layers), max(layers)):
         raise ValueError(f"scores of {module} are [{len(layers)}, {max(layers)}] (layer, unit), got {list(scores.shape)}")
@@ -177,8 +180,8 @@ def top_k(
         raise ValueError("scores must be numbers, got NaN: look at the activations that they were made from")
     exists = torch.arange(max(layers)) < torch.tensor(layers)[:, None]
     flat = scores.detach().cpu().where(exists, torch.tensor(-torch.inf if largest else torch.inf)).flatten()
-    if k > int(exists.sum()):
-        raise ValueError(f"{module} has {int(exists.sum())} neurons, got k = {k}")
+    if not 0 <= k <= int(exists.sum()):
+        raise ValueError(f"{module} has {int(exists.sum())} neurons, got k = {k}: take from 0 to all of them")
     order = torch.argsort(flat, descending=largest, stable=True)[:k]
     return Neurons(
         module=(module,) * k,

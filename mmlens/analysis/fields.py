@@ -65,7 +65,7 @@ def receptive_field(
     """
     if set(neurons.module) - {"language"}:
         raise ValueError(f"receptive fields are read in the language model's stream, got neurons of {set(neurons.module)}")
-    here = inputs.mask(f"image:{image}")[row]
+    here = inputs.mask("image")[row] & (inputs.medium[row] == image)
     grid = inputs.grids[row][image] if bool(here.any()) else None  # images are numbered before other media
     if not isinstance(grid, (Grid, Tiles)):
         raise ValueError(
