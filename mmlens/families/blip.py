@@ -129,6 +129,7 @@ def adapter(config: Any) -> type[LlamaArchitectureAdapter] | type[OptArchitectur
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
             self._reprefix_components("model.", "language_model.model.")
+            self.cfg.is_multimodal = True
             parts: Any = self.component_mapping
             parts["unembed"].name = "language_model.lm_head"
             parts["blocks"].submodules["attn"] = native_attention(self.cfg, o="out_proj" if opt else "o_proj")
