@@ -2,8 +2,9 @@
 
 import copy
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache as TransformerLensCache
@@ -46,23 +47,80 @@ class ActivationCache(TransformerLensCache):
     def __repr__(self) -> str:
         return f"ActivationCache({len(self)} activations of {self.inputs!r})"
 
-    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Literal["all", "mlp", "attn"] = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
         """Return the stream as merged embedding + attention + MLP outputs; see TransformerLens for the arguments.
 
-        The component labelled "embed" is the stream that enters block 0: text embeddings and projected images.
+        The component labelled "embed" is the stream that enters block 0: text embeddings and projected images. What a model
+        adds between its blocks (DeepStack's features, behind block 0) is a component of its own, "0_deepstack".
         """
-        return TransformerLensCache.decompose_resid(self._from_merged_stream(), *args, **kwargs)
+        where: dict[str, Any] = dict(mlp_input=mlp_input, pos_slice=pos_slice)
+        stack: Tensor
+        labels: list[str]
+        stack, labels = TransformerLensCache.decompose_resid(  # pyright: ignore[reportAssignmentType] (with labels, a pair)
+            self._from_merged_stream(), layer, mode=mode, incl_embeds=incl_embeds, return_labels=True, **where
+        )
+        for number, added in self._added_between(layer, pos_slice).items() if mode == "all" else ():
+            behind = labels.index(f"{number}_mlp_out") + 1
+            stack = torch.cat([stack[:behind], added[None], stack[behind:]])
+            labels.insert(behind, f"{number}_deepstack")
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, **where)
+        return (stack, labels) if return_labels else stack
 
-    def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
+    def _added_between(self, layer: int | None, pos_slice: Any = None) -> dict[int, Tensor]:
+        """Return what is added to the stream behind each block before `layer`, beside what the block itself wrote."""
+        images, videos = self.inputs.mask("image"), self.inputs.mask("video")
+        levels = [number for number in range(self.model.cfg.n_layers) if f"deepstack.{number}.hook_out" in self._canonical]
+        if layer not in (None, -1):
+            levels = levels[:layer]
+        added: dict[int, Tensor] = {}
+        for number in levels if (images | videos).any() else ():
+            features = self[f"deepstack.{number}.hook_out"]  # pictures of all rows, then videos
+            whole = features.new_zeros(*images.shape, features.shape[-1])
+            whole[images.to(features.device)] = features[: images.sum()]
+            whole[videos.to(features.device)] = features[images.sum() :]
+            positions = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+            added[number] = positions.apply(whole if self.has_batch_dim else whole[0], dim=-2)
+        return added
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any:
         """Return the stream as heads + neurons (or MLPs) + merged embedding + biases; see TransformerLens.
 
-        Raises NotImplementedError for `apply_ln` together with `project_output_onto`, which TransformerLens fuses without
-        the norm's gain: project the returned stack instead.
+        What a model adds between its blocks comes last, labelled "0_deepstack" and so on. Raises NotImplementedError for
+        `apply_ln` together with `project_output_onto`, which TransformerLens fuses without the norm's gain: project the
+        returned stack instead.
         """
-        if kwargs.get("apply_ln") and kwargs.get("project_output_onto") is not None:
+        if apply_ln and project_output_onto is not None:
             self._refuse("project_output_onto together with apply_ln", "get_full_resid_decomposition(apply_ln=True) @ W_U")
+        where: dict[str, Any] = dict(mlp_input=mlp_input, pos_slice=pos_slice)
+        how: dict[str, Any] = dict(expand_neurons=expand_neurons, apply_ln=apply_ln, project_output_onto=project_output_onto)
         with self._readable("attn", "mlp", "unembed"):
-            return TransformerLensCache.get_full_resid_decomposition(self._from_merged_stream(), *args, **kwargs)
+            stack, labels = TransformerLensCache.get_full_resid_decomposition(
+                self._from_merged_stream(), layer, return_labels=True, **where, **how
+            )
+        for number, added in self._added_between(layer, pos_slice).items():
+            part = self.apply_ln_to_stack(added[None], layer, **where) if apply_ln else added[None]
+            part = part if project_output_onto is None else part @ project_output_onto
+            stack, labels = torch.cat([stack, part]), [*labels, f"{number}_deepstack"]
+        return (stack, labels) if return_labels else stack
 
     def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
         """Return every neuron's contribution to the stream; see TransformerLens.

@@ -170,8 +170,8 @@ def module_of(name: str) -> str:
 
 def neuron_hook(module: str, layer: int, site: Literal["pre", "pre_linear", "post"]) -> str:
     """Return the name of the hook point that holds the neurons of a module's layer at `site`."""
-    prefix = {"language": f"blocks.{layer}.mlp", "projector": "projector"}.get(module, f"{module}.blocks.{layer}.mlp")
-    return f"{prefix}.hook_{site}"
+    prefixes = {"language": f"blocks.{layer}.mlp", "projector": "projector", "deepstack": f"deepstack.{layer}"}
+    return f"{prefixes.get(module, f'{module}.blocks.{layer}.mlp')}.hook_{site}"
 
 
 def _hold_gate(module: str, layer: int, units: Tensor, held: float | Tensor, where: Tensor | None) -> list[Hook]:

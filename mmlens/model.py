@@ -332,7 +332,7 @@ class HookedMLLM:
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """How many neurons each layer of each module has, the language model's first."""
-        posts = [name for name in self.points.by_name if name.endswith((".mlp.hook_post", "projector.hook_post"))]
+        posts = [name for name in self.points.by_name if name.endswith(".hook_post")]
         modules = dict.fromkeys(map(module_of, posts))
         widths: dict[str, tuple[int, ...]] = {}
         for module in sorted(modules, key=lambda one: one != "language"):

@@ -62,8 +62,8 @@ def matrices(plain):
 
 def locate(plain, name):
     """Return the submodule of `plain` where the hook point `name` lies, and "in" or "out"."""
-    layer = re.search(r"blocks\.(\d+)", name)
-    template = re.sub(r"blocks\.\d+", "blocks.{l}", name)
+    layer = re.search(r"(?:blocks|deepstack)\.(\d+)", name)
+    template = re.sub(r"(blocks|deepstack)\.\d+", r"\1.{l}", name)
     path, side = table(plain).SITES[template]
     return plain.get_submodule(path.format(l=layer and layer[1])), side
 

@@ -12,6 +12,7 @@ from mmlens.families import (
     qwen2_5_vl,
     qwen2_audio,
     qwen2_vl,
+    qwen3_vl,
     smolvlm,
 )
 from mmlens.families.family import Family, UnsupportedModel
@@ -28,6 +29,7 @@ MODULES = (
     qwen2_5_vl,
     qwen2_audio,
     qwen2_vl,
+    qwen3_vl,
     smolvlm,
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in MODULES}

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from mmlens.families import qwen_processor, qwen_vl
+from mmlens.families import qwen3_vl, qwen_processor, qwen_vl
 from mmlens.testing.words import WORDS, tokenizer
 
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -46,15 +47,16 @@ def _language(words: Any) -> dict[str, Any]:
     )
 
 
-def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *, patch_size: int) -> Any:
+def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *, patch_size: int, budget: int) -> Any:
     sizes: dict[str, Any] = dict(patch_size=patch_size, temporal_patch_size=2, merge_size=2)
-    size = {"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": 16 * (2 * patch_size) ** 2}
+    most = 16 * (2 * patch_size) ** 2
+    size = {"shortest_edge": 4 * (2 * patch_size) ** 2, "longest_edge": most}
     norm = dict(image_mean=defaults["image_mean"], image_std=defaults["image_std"])
     return qwen_processor.assemble(
         real,
         image_processor=Qwen2VLImageProcessorPil(size=dict(size), **sizes, **norm),
         tokenizer=words,
-        frames=qwen_processor.Frames(resize, **{**defaults, **sizes, "size": size}),
+        frames=qwen_processor.Frames(resize, **{**defaults, **sizes, "size": {**size, "longest_edge": budget * most}}),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -70,6 +72,22 @@ def _qwen2_5(*, patch_size: int = 4, dtype: torch.dtype = torch.float32) -> tupl
     return _built(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, vision, dtype=dtype)
 
 
+def _qwen3(*, patch_size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    size = dict(depth=3, hidden_size=24, num_heads=3, intermediate_size=40, out_hidden_size=32, patch_size=patch_size)
+    vision = dict(**size, num_position_embeddings=36, deepstack_visual_indexes=[0, 1])
+    return _built(
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        vision,
+        resize=qwen3_vl.clip_size,
+        defaults=qwen3_vl.DEFAULTS,
+        budget=4,
+        tied=True,
+        dtype=dtype,
+        head_dim=8,
+    )
+
+
 def _built(
     model_class: Any,
     real: type,
@@ -77,15 +95,17 @@ def _built(
     *,
     resize: Any = qwen_vl.frame_size,
     defaults: dict[str, Any] = qwen_vl.VIDEO_DEFAULTS,
+    budget: int = 1,
+    tied: bool = False,
     dtype: torch.dtype,
     **language: Any,
 ) -> tuple[Any, Any]:
     words = _words()
     config = model_class.config_class(
-        vision_config=vision, text_config={**_language(words), **language}, tie_word_embeddings=False, **_ids(words)
+        vision_config=vision, text_config={**_language(words), **language}, tie_word_embeddings=tied, **_ids(words)
     )
-    processor = _processor(words, real, resize, defaults, patch_size=vision["patch_size"])
+    processor = _processor(words, real, resize, defaults, patch_size=vision["patch_size"], budget=budget)
     return model_class(config).to(dtype).eval(), processor
 
 
-BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen2_5}
+BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen2_5, "qwen3-vl": _qwen3}

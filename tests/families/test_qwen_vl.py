@@ -10,15 +10,15 @@ import recorded
 import torch
 from PIL import Image
 from support import clip, leaves_no_hooks, picture
-from transformers import AutoConfig
+from transformers import AutoConfig, Qwen3VLMoeConfig
 
 from mmlens import hooks
-from mmlens.families import FAMILIES, UnsupportedModel, qwen_processor
+from mmlens.families import FAMILIES, UnsupportedModel, family_of, qwen_processor
 from mmlens.hooks import module_of
 from mmlens.media import Media, Video
 from mmlens.testing import tiny
 
-NAMES = ["qwen2-vl", "qwen2.5-vl"]
+NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 QWEN = pytest.mark.parametrize("folder", NAMES, indirect=True)
 KINDS = ("video", "both", "videos", "sizes")
 
@@ -208,6 +208,98 @@ def test_a_videos_rate_is_told_to_the_model_and_two_a_second_is_meant_where_ther
     raw.differs(logits[1.0], logits[2.0])
 
 
+# ---------------------------------------------------------------- DeepStack
+
+QWEN3 = pytest.mark.parametrize("folder", ["qwen3-vl"], indirect=True)
+
+
+def scattered(inputs, images, videos):
+    """Return features [position, d_model] of pictures and of videos where they stand in the stream, by a loop."""
+    whole = torch.zeros(*inputs.tokens.shape, images.shape[-1])
+    rows = {"image": iter(images), "video": iter(videos)}
+    for row, position in np.ndindex(*inputs.tokens.shape):
+        for kind in ("image", "video"):
+            if inputs.mask(kind)[row, position]:
+                whole[row, position] = next(rows[kind])
+    return whole
+
+
+@QWEN3
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_stream_before_a_block_is_the_stream_behind_the_last_one_plus_deepstack(model, plain, prompts, kind):
+    inputs = prompts[kind]
+    _, cache = model.run_with_cache(inputs)
+    parts, labels = cache.decompose_resid(return_labels=True)
+    names = ["embed"]
+    for layer in range(3):
+        names += [f"{layer}_attn_out", f"{layer}_mlp_out", *([f"{layer}_deepstack"] if layer < 2 else [])]
+    assert labels == names
+    for layer in (0, 1):
+        calls = []
+        raw.logits(plain, inputs, {f"deepstack.{layer}.hook_out": calls.append})
+        kinds = {kind: torch.empty(0, calls[0].shape[-1]) for kind in ("image", "video")}
+        kinds |= dict(zip([kind for kind in kinds if inputs.mask(kind).any()], calls, strict=True))
+        added = scattered(inputs, kinds["image"], kinds["video"])
+        raw.same(parts[labels.index(f"{layer}_deepstack")], added)
+        before, after = cache[f"blocks.{layer}.hook_resid_post"], cache[f"blocks.{layer + 1}.hook_resid_pre"]
+        raw.same(before + added, after, relative=1e-6)
+        raw.differs(before, after)
+
+
+@QWEN3
+@torch.no_grad()
+def test_every_sum_of_components_counts_deepstack_as_one_of_its_own(model, plain, prompts):
+    for kind in ("both", "videos"):
+        inputs, real = prompts[kind], prompts[kind].mask("all")
+        names = ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.2.hook_resid_pre", "ln_final.hook_in"]
+        logits, cache = model.run_with_cache(inputs)
+        truth = [cache[name][real] for name in names]
+        _, own = raw.read(plain, inputs, ["ln_final.hook_in"])
+        raw.same(truth[-1], own["ln_final.hook_in"][real])
+        for layer, mlp_input, stream in zip((1, 1, 2, None), (False, True, False, False), truth, strict=True):
+            for expand in (False, True):
+                parts, labels = cache.get_full_resid_decomposition(
+                    layer, mlp_input=mlp_input, expand_neurons=expand, return_labels=True
+                )
+                raw.same(parts.sum(0)[real], stream)
+                assert sum(label.endswith("_deepstack") for label in labels) == min(layer or 2, 2)
+            raw.same(cache.decompose_resid(layer, mlp_input=mlp_input).sum(0)[real], stream)
+        raw.same(cache.logit_attrs(cache.decompose_resid(), 7).sum(0)[real], logits[..., 7][real])
+        scaled = cache.get_full_resid_decomposition(apply_ln=True).sum(0)
+        raw.same(scaled[real], cache["ln_final.hook_out"][real])
+        onto = torch.ones(model.cfg.d_model)
+        raw.same(cache.get_full_resid_decomposition(project_output_onto=onto).sum(0)[real], truth[-1] @ onto)
+        raw.same(cache.decompose_resid(pos_slice=-1).sum(0), cache["ln_final.hook_in"][:, -1])
+        for mode in ("attn", "mlp"):
+            _, labels = cache.decompose_resid(mode=mode, return_labels=True)
+            assert not any(label.endswith("deepstack") for label in labels)
+    single = model.run_with_cache(prompts["both"])[1]
+    whole = single["ln_final.hook_in"][0]
+    raw.same(single.remove_batch_dim().decompose_resid().sum(0), whole)
+    _, text = model.run_with_cache(model.to_inputs("a red car"))
+    parts, labels = text.decompose_resid(return_labels=True)
+    assert "0_deepstack" not in labels
+    raw.same(parts.sum(0), text["ln_final.hook_in"])
+
+
+@QWEN3
+@torch.no_grad()
+def test_edits_of_deepstack_reach_the_stream_behind_its_block_only(model, plain, prompts):
+    inputs, name = prompts["video"], "deepstack.1.hook_post"
+    truth = raw.logits(plain, inputs, {name: lambda x: x * 0})
+    edit = [(name, hooks.replace(0.0))]
+    logits, cache = model.run_with_cache(inputs, "blocks.*.hook_resid_pre", fwd_hooks=edit)
+    raw.same(logits, truth)
+    raw.differs(truth, raw.logits(plain, inputs))
+    _, before = model.run_with_cache(inputs, "blocks.*.hook_resid_pre")
+    moved = [not torch.equal(cache[one], before[one]) for one in (f"blocks.{layer}.hook_resid_pre" for layer in range(3))]
+    assert moved == [False, False, True]
+    assert model.widths["deepstack"] == (96, 96)
+    weight = plain.model.visual.deepstack_merger_list[1].linear_fc2.weight
+    assert torch.equal(model.W_out(1, "deepstack"), weight.T)
+
+
 # ---------------------------------------------------------------- where positions lie
 
 
@@ -312,7 +404,7 @@ def test_inputs_are_what_transformers_own_processor_makes_of_them(model, folder)
         for part, value in ours.items():
             if not part.startswith("pixel_values"):
                 torch.testing.assert_close(value, truth[part], check_dtype=part == "input_ids")
-            elif part == "pixel_values" and case in ("shrunk", "grown", "two"):
+            elif case in ("shrunk", "grown", "two", "frames grown", "many frames"):
                 # torchvision and Pillow round between pixels differently: by a level of 255, by four at steep edges
                 assert (value - truth[part]).abs().max() <= 4 * level and (value - truth[part]).abs().mean() < level / 10
             else:
@@ -323,7 +415,7 @@ def test_inputs_are_what_transformers_own_processor_makes_of_them(model, folder)
 
 @QWEN
 def test_a_folder_of_an_older_kind_gives_the_same_processor(model, folder, tmp_path):
-    """Published folders have `preprocessor_config.json`, with `min_pixels`, and no settings of videos."""
+    """Published folders have `preprocessor_config.json`, Qwen2's with `min_pixels`; Qwen3's has settings of videos too."""
     model.processor.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "processor_config.json").read_text())
     (tmp_path / "processor_config.json").unlink()
@@ -331,7 +423,12 @@ def test_a_folder_of_an_older_kind_gives_the_same_processor(model, folder, tmp_p
     size = settings.pop("size")
     old = {**settings, "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     old["processor_class"] = written["processor_class"]
+    if "qwen3-vl" in str(folder):
+        old = {**settings, "size": size, "image_processor_type": "Qwen2VLImageProcessorFast"}
+        (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(written["video_processor"]))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": model.processor.chat_template}))
     processor = model.family.load_processor(pretrained_model_name_or_path=str(tmp_path), local_files_only=True)
     assert processor.chat_template == model.processor.chat_template
     media = Media((picture(0),), (Video(tuple(clip(1, 3))),))
@@ -405,6 +502,30 @@ PUBLISHED = {
             tokens_per_second=2,
         ),
     ),
+    "qwen3_vl": dict(
+        model_type="qwen3_vl",
+        tie_word_embeddings=True,
+        text_config=dict(
+            model_type="qwen3_vl_text",
+            hidden_size=2560,
+            intermediate_size=9728,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            rope_theta=5000000,
+            rope_scaling={"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        ),
+        vision_config=dict(
+            model_type="qwen3_vl",
+            depth=24,
+            hidden_size=1024,
+            intermediate_size=4096,
+            out_hidden_size=2560,
+            num_position_embeddings=2304,
+            deepstack_visual_indexes=[5, 11, 17],
+        ),
+    ),
 }
 
 
@@ -426,3 +547,13 @@ def test_sliding_windows_are_refused_by_name(tmp_path):
     config.text_config.use_sliding_window = True
     with pytest.raises(UnsupportedModel, match="use_sliding_window"):
         FAMILIES["qwen2_vl"].check(config)
+
+
+def test_mixtures_of_experts_and_deepstack_that_is_not_understood_are_refused_by_name(tmp_path):
+    with pytest.raises(UnsupportedModel, match="'qwen3_vl_moe'"):
+        family_of(Qwen3VLMoeConfig().model_type)
+    for levels in ([1, 0], [0, 0], [0, 1, 2]):
+        config = copy.deepcopy(AutoConfig.from_pretrained(tiny("qwen3-vl", tmp_path)))
+        config.vision_config.deepstack_visual_indexes = levels
+        with pytest.raises(UnsupportedModel, match="deepstack_visual_indexes"):
+            FAMILIES["qwen3_vl"].check(config)
