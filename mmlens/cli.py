@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -70,13 +70,69 @@ def tour(
     typer.echo(str(found.path))
 
 
+Model = Annotated[str, typer.Argument(help="pictoworld, pictoworld-frozen, a model folder, or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="Where it computes: cpu, cuda:0, ... (default: the GPU, if there is one).")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: as stored).")]
+DeviceMap = Annotated[str | None, typer.Option(help="auto: spread over the devices there are. Not with --device.")]
+Layers = Annotated[str | None, typer.Option(help="0,5,11 or all (default: the first, the middle and the last).")]
+
+
+@app.command()
+def doctor(
+    model: Model,
+    layers: Layers = None,
+    every: Annotated[bool, typer.Option("--all", help="A line for every point, not one for like points.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write every point to this file too.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+) -> None:
+    """Measure every hook point: does it fire, does an edit there reach the logits, and is that what mmlens promises?
+
+    Leaves with status 1 where a point does less than is promised.
+    """
+    chosen = _layers(layers)
+    if json is not None:
+        _writable(json.parent, "--json")
+    loaded = _load(model, device=device, dtype=dtype, device_map=device_map)
+    from mmlens.doctor import does_less
+    from mmlens.doctor import doctor as run
+
+    try:
+        found = run(loaded, layers=chosen, progress=sys.stderr.isatty())
+    except (ValueError, IndexError) as error:
+        _stop(str(error))
+    lines = [("", "point", "promised", "measured", "change")]
+    for point, promised, measured, change in found.table(every=every):
+        lines.append(("!" if does_less(measured, promised) else "", point, promised, measured, change))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for line in lines:
+        typer.echo("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[4]]).rstrip())
+    if json is not None:
+        json.write_text(found.json())
+    failed = len(found.failures)
+    typer.echo(f"{len(found.names)} points, {len(found.names) - failed} as promised or better, {failed} failed")
+    if failed:
+        _stop(f"{failed} promised point(s) do nothing: {', '.join(found.failures[:4])}")
+
+
+def _layers(text: str | None) -> "list[int] | Literal['all'] | None":
+    """Return the layers that --layers names, or stop."""
+    if text is None or text == "all":
+        return text
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        _stop(f"--layers is numbers such as 0,5,11, or all; got {text!r}")
+
+
 def _stop(message: str) -> NoReturn:
     """Print one line on stderr and leave with status 1."""
     typer.echo("mmlens: " + " ".join(message.split()), err=True)
     raise typer.Exit(1)
 
 
-def _writable(out: Path) -> None:
+def _writable(out: Path, option: str = "--out") -> None:
     """Make the folder, or stop."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -84,9 +140,9 @@ def _writable(out: Path) -> None:
         probe.touch()
         probe.unlink()
     except (FileExistsError, NotADirectoryError):
-        _stop(f"--out is a folder to write into, {out} is (or lies under) a file: name another")
+        _stop(f"{option} is a folder to write into, {out} is (or lies under) a file: name another")
     except OSError as error:
-        _stop(f"--out must be writable, {out} is not ({error.strerror}): name another folder")
+        _stop(f"{option} must be writable, {out} is not ({error.strerror}): name another folder")
 
 
 def _open(path: Path) -> "Image.Image":
@@ -99,7 +155,7 @@ def _open(path: Path) -> "Image.Image":
         _stop(str(error))
 
 
-def _load(name: str) -> "HookedMLLM":
+def _load(name: str, **options: Any) -> "HookedMLLM":
     """Return the model, or stop with the first line of what went wrong, whatever library said it."""
     import warnings
 
@@ -115,7 +171,7 @@ def _load(name: str) -> "HookedMLLM":
     logging.disable_progress_bar()
     logging.set_verbosity(50)
     try:
-        model = HookedMLLM.from_pretrained(name)
+        model = HookedMLLM.from_pretrained(name, **{key: value for key, value in options.items() if value is not None})
     except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         _stop(f"cannot load the model {name!r}: {lines[0]}")

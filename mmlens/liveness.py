@@ -149,6 +149,12 @@ class HookPoints:
         """Return the path, in the bridge, of the component that a point belongs to."""
         return self._theirs[name].rpartition(".")[0]
 
+    def promise(self, name: str) -> Literal["live", "read only", "dead"]:
+        """Return what is known of the point: it fires and an edit counts, it fires too late for an edit, or never."""
+        if self._instead_of(name) is not None:
+            return "dead"
+        return "live" if lookup(name, self.read_only) is None else "read only"
+
     def _instead_of(self, name: str) -> str | None:
         """Return what to use instead of a point that never fires (by our name or by TransformerLens'), None if it does."""
         return lookup(name, self._dead) or lookup(self._theirs[name], self._dead)
