@@ -1,6 +1,8 @@
 """A transformers model and its processor from a folder or the hub, as they should be loaded, before anything is hooked."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -62,21 +66,23 @@ def load(
     commit, files = (None, _files_here(path)) if local else _on_hub(path, source)
     source["revision"] = commit or source["revision"]
     family = _family(path, source)
-    config = AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
+    with _reading(path):
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
     family.check(config)
     _check_format(path, files, allow_bin)
     placed = _placement(device, options, getattr(config, "quantization_config", None))
     model_class: Any = getattr(transformers, family.model_class)
     try:
-        model, report = model_class.from_pretrained(
-            **source,
-            **options,
-            **placed,
-            dtype=_dtype(dtype),
-            use_safetensors=None if allow_bin else True,
-            weights_only=True,
-            output_loading_info=True,
-        )
+        with _reading(path):
+            model, report = model_class.from_pretrained(
+                **source,
+                **options,
+                **placed,
+                dtype=_dtype(dtype),
+                use_safetensors=None if allow_bin else True,
+                weights_only=True,
+                output_loading_info=True,
+            )
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -113,12 +119,20 @@ def locate(name: str | Path) -> tuple[str, bool]:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"a model folder holds a config.json, {path} does not")
         return str(path), True
-    if path.is_absolute() or str(name).startswith(".") or len(path.parts) != 2:
+    if path.is_absolute() or str(name).startswith(".") or len(path.parts) != 2 or not _is_id(str(name)):
         raise FileNotFoundError(
             f"no model folder at {name}, and no hub id: a model is {', '.join(CHECKPOINTS)}, a folder, or an id such as "
             "llava-hf/llava-1.5-7b-hf"
         )
     return str(name), False
+
+
+def _is_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _check_options(options: dict[str, Any], device: Any) -> None:
@@ -162,10 +176,34 @@ def _check_map(model: nn.Module, device_map: dict[str, Any]) -> None:
         raise ValueError(f"device_map names modules of the transformers model, got {', '.join(unknown)}")
 
 
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say in our words that a model's files are not all there, or are there and can't be read."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise UnsupportedModel(
+            f"the config.json of {path} has a setting that transformers does not know: {error}"
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {path} are damaged ({error}): download or save them again") from error
+    except OSError as error:
+        said = str(error).partition("\n")[0]
+        if "JSON" in said:
+            raise ValueError(f"the config.json of {path} is damaged ({said}): download or save it again") from error
+        if "no file named" in said:
+            raise FileNotFoundError(
+                f"a model folder holds its weights as model.safetensors (or parts of it, and their index), {path} does not: "
+                f"copy them there, or write them with save_pretrained ({said})"
+            ) from error
+        raise
+
+
 def _family(path: str, source: dict[str, Any]) -> Family:
     """Return the family that config.json names, before any class (or code of the repository's own) reads it."""
     asked = {name: value for name, value in source.items() if name != "pretrained_model_name_or_path"}
-    told, _ = PreTrainedConfig.get_config_dict(path, **asked)
+    with _reading(path):
+        told, _ = PreTrainedConfig.get_config_dict(path, **asked)
     if "model_type" not in told:
         raise UnsupportedModel(f"the config.json of a model says its model_type, that of {path} does not")
     return family_of(told["model_type"])

@@ -256,7 +256,7 @@ class HookedMLLM:
             stack.callback(self._watchers.remove, watch)
             for pattern, fn in fwd_hooks:
                 for name in self.points.resolve(pattern):
-                    self.points.put(stack, name, guard(watch.track(name, fn), name, self.points.read_only))
+                    self.points.put(stack, name, watch.track(name, guard(fn, name, self.points.read_only)))
             for pattern, fn in bwd_hooks:
                 for name in self.points.resolve(pattern):
                     if self.points.is_half(name):

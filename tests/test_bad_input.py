@@ -495,7 +495,7 @@ def pickled(folder):
     [
         ("another architecture", other_architecture, UnsupportedModel, ["model types", "llava", "this model is a 'bert'"]),
         ("code of the repository's own", told(model_type="mplug_owl2"), UnsupportedModel, ["llava", "'mplug_owl2'"]),
-        ("an unknown setting", told(vision_feature_select_strategy="cls"), UnsupportedModel, ["select_strategy", "'cls'"]),
+        ("an unknown setting", told(vision_feature_select_strategy="cls"), UnsupportedModel, ["select_strategy", "got cls"]),
         ("an unknown tower", told(vision_config__model_type="vit"), UnsupportedModel, ["vision_config.model_type", "'vit'"]),
         (
             "a folder that is not there",
@@ -504,6 +504,13 @@ def pickled(folder):
             ["no model folder at /no", "a folder, or"],
         ),
         ("an id that is none", named("a/b/c"), FileNotFoundError, ["no hub id", "a folder, or an id such as"]),
+        ("an id with a space", named("user/my model"), FileNotFoundError, ["no hub id", "a folder, or an id such as"]),
+        (
+            "an id that is nowhere",
+            named("no/such-model"),
+            FileNotFoundError,
+            ["no/such-model", "not in the cache", "hf download"],
+        ),
         ("a word that is no id", named("llava"), FileNotFoundError, ["no hub id", "pictoworld", "an id such as"]),
         (
             "a folder without config",
