@@ -183,7 +183,7 @@ class ActivationCache(TransformerLensCache):
         scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
         if kwargs.get("recompute_ln"):
             return scaled
-        return scaled * _gain(self._norm(layer, mlp_input)).to(scaled.device)
+        return scaled * gain(self._norm(layer, mlp_input)).to(scaled.device)
 
     def remove_batch_dim(self, batch_size: int | None = None) -> "ActivationCache":
         """Return this cache without its batch axis (batch of one). Tower entries keep theirs: it counts images."""
@@ -223,7 +223,8 @@ class ActivationCache(TransformerLensCache):
         sublayer = block.attn.submodules["o"] if name == "ln1_post" else block.mlp.submodules["out"]
         if getattr(sublayer.original_component, "bias", None) is not None:
             self._refuse("a head or neuron of a sublayer with a bias before a norm", "decompose_resid, which takes it whole")
-        return _gain(getattr(block, name)), self[f"blocks.{layer}.{name}.hook_scale"]
+        scale = self[f"blocks.{layer}.{name}.hook_scale"]
+        return gain(getattr(block, name)).to(scale.device), scale
 
     def _from_merged_stream(self) -> "ActivationCache":
         view = copy.copy(self)
@@ -235,7 +236,7 @@ class ActivationCache(TransformerLensCache):
         raise NotImplementedError(f"{what} is not exact on a multimodal cache; use {instead}")
 
 
-def _gain(norm: Any) -> Tensor:
+def gain(norm: Any) -> Tensor:
     """Return what a norm multiplies by: its weight, or 1 + its weight where it is stored as an offset."""
     weight = weight_of(norm)
     return 1 + weight if norm.uses_weight_offset else weight

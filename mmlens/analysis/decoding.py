@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmlens.cache import gain
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
@@ -23,8 +24,9 @@ class Decoding(Result):
 
 @torch.no_grad()
 def decode(model: HookedMLLM, neurons: Neurons, *, k: int = 10, sign: Float[Tensor, " neuron"] | None = None) -> Decoding:
-    """Return the `k` tokens that each neuron's output raises most: the top of `W_out W_U`, no norm, no bias.
+    """Return the `k` tokens that each neuron's output raises most: the top of `W_out W_U`, no final norm, no bias.
 
+    Where a norm stands between the MLP and the stream, its gain is in `W_out`, its scale is not: that depends on the input.
     `sign` (any numbers, their sign counts) reads a neuron as it acted: one that fires negatively promotes what its output
     weights lower, and gated activations are signed. Only tokens that the tokenizer has are returned. Raises ValueError for
     neurons of a tower, whose outputs are not in the stream. Source: Schwettmann et al. 2023, eq. 3 (methods A4).
@@ -38,6 +40,8 @@ def decode(model: HookedMLLM, neurons: Neurons, *, k: int = 10, sign: Float[Tens
     directions = torch.empty(len(neurons), len(W_U), device=W_U.device)
     for (module, layer), indices in neurons.indices_by_layer().items():  # one read each: a quantised one is unpacked anew
         rows = model.W_out(layer, module)
+        if module == "language" and "ln2_post" in model.bridge.blocks[layer].submodules:
+            rows = rows * gain(model.bridge.blocks[layer].ln2_post).to(rows.device)
         directions[indices] = rows[neurons.unit[indices].to(rows.device)].to(directions)
     effects = directions @ W_U.float()
     if sign is not None:

@@ -79,6 +79,13 @@ def check(config: Any) -> None:
         )
 
 
+def settle(processor: Any, config: Any) -> None:
+    """Raise UnsupportedModel where the processor's pictures or positions are not those of the model."""
+    pixels = config.vision_config.image_size
+    one_of("image_processor.size", dict(processor.image_processor.size), ({"height": pixels, "width": pixels},))
+    one_of("processor.image_seq_length", processor.image_seq_length, (config.mm_tokens_per_image,))
+
+
 def encode(processor: Any, text: str, media: Media) -> Row:
     """Return `text` with its images as one row; a missing placeholder is put in front of the text.
 
@@ -144,5 +151,6 @@ FAMILY = Family(
     },
     check=check,
     encode=encode,
+    settle=settle,
     live_layers=lambda config: {},  # the whole tower is read
 )

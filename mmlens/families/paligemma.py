@@ -9,7 +9,7 @@ from transformer_lens.model_bridge.generalized_components import SiglipVisionEnc
 from transformer_lens.model_bridge.supported_architectures.gemma1 import Gemma1ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
 
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, label, one_of, with_placeholders
 from mmlens.families.parts import Projector, native_attention
 from mmlens.grid import Grid
 from mmlens.inputs import Row
@@ -46,6 +46,14 @@ def check(config: Any) -> None:
     one_of("vision_config.image_size % vision_config.patch_size", vision.image_size % vision.patch_size, (0,))
 
 
+def settle(processor: Any, config: Any) -> None:
+    """Raise UnsupportedModel where the processor's pictures or positions are not those of the model."""
+    vision = config.vision_config
+    size, patches = {"height": vision.image_size, "width": vision.image_size}, vision.image_size // vision.patch_size
+    one_of("image_processor.size", dict(processor.image_processor.size), (size,))
+    one_of("processor.image_seq_length", processor.image_seq_length, (patches**2,))
+
+
 def encode(processor: Any, text: str, media: Media) -> Row:
     """Return `text` with its images as one row, as the processor lays it out: images, <bos>, the text, and a line's end.
 
@@ -71,15 +79,8 @@ def encode(processor: Any, text: str, media: Media) -> Row:
 
 
 def grid(processor: Any, image: Image) -> Grid:
-    """Return where the positions of `image` lie on it: squares of the whole picture, whatever its shape.
-
-    Raises UnsupportedModel where the image processor keeps the picture's shape or a part of it.
-    """
-    settings, side = processor.image_processor, isqrt(processor.image_seq_length)
-    if set(dict(settings.size)) != {"height", "width"} or getattr(settings, "do_center_crop", False):
-        raise UnsupportedModel(
-            f"mmlens knows pictures that are resized whole; size is {dict(settings.size)}, or they are cropped"
-        )
+    """Return where the positions of `image` lie on it: the picture is resized whole, whatever its shape."""
+    side = isqrt(processor.image_seq_length)
     return Grid(side, side, (0.0, 0.0, float(image.size[0]), float(image.size[1])), image.size)
 
 
@@ -99,6 +100,7 @@ FAMILY = Family(
     },
     check=check,
     encode=encode,
+    settle=settle,
     live_layers=lambda config: {},  # the whole tower is read
     first_position=1,
     answer={"token_type_ids": 1},  # what follows the prompt is read in order

@@ -69,7 +69,7 @@ def _gemma3(
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": image_size, "width": image_size}),
         tokenizer=words,
-        chat_template=CHAT_TEMPLATE.replace("<image>", words.boi_token),
+        chat_template="{{ bos_token }}" + CHAT_TEMPLATE.replace("<image>", words.boi_token),
         image_seq_length=pooled**2,
     )
     model: Any = Gemma3ForConditionalGeneration(config)

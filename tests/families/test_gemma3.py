@@ -10,7 +10,8 @@ from PIL import Image
 from support import ask, load, picture
 from transformers import Gemma3Config
 
-from mmlens import Grid, Tiles, hooks
+from mmlens import Grid, Neurons, Tiles, hooks
+from mmlens.analysis.decoding import decode
 from mmlens.families import UnsupportedModel, gemma3
 from mmlens.media import Media
 from mmlens.testing import tiny
@@ -133,6 +134,16 @@ def test_positions_that_do_not_fit_the_settings_are_refused(model):
         gemma3.encode(processor, "see", Media(images=(picture(0),)))
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), [("image_processor", "size", {"shortest_edge": 24}), ("", "image_seq_length", 4)]
+)
+def test_a_processor_of_another_model_is_refused(model, owner, name, value):
+    processor = copy.deepcopy(model.processor)
+    setattr(getattr(processor, owner) if owner else processor, name, value)
+    with pytest.raises(UnsupportedModel, match=name):
+        gemma3.settle(processor, model.hf_model.config)
+
+
 def test_rows_are_what_the_processor_itself_makes(model):
     start, texts = model.processor.boi_token, ["the red car", "what is at the left ?"]
     truth = model.processor(
@@ -147,10 +158,16 @@ def test_rows_are_what_the_processor_itself_makes(model):
     assert set(inputs.kwargs()) == set(truth) == {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
     for name, value in inputs.kwargs().items():
         torch.testing.assert_close(value, truth[name])
-    chat = model.to_inputs("what is red ?", images=picture(0), chat=True)
-    content = [{"type": "image"}, {"type": "text", "text": "what is red ?"}]
-    text = model.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    assert torch.equal(chat.tokens, model.processor(text=text, images=picture(0), return_tensors="pt")["input_ids"])
+
+
+def test_chat_begins_once_and_is_what_the_template_gives(model):
+    inputs = model.to_inputs("what is red ?", images=picture(0), chat=True)
+    content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "what is red ?"}]
+    options = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    truth = model.processor.apply_chat_template([{"role": "user", "content": content}], **options)
+    for name, value in inputs.kwargs().items():
+        torch.testing.assert_close(value, truth[name])
+    assert (inputs.tokens == model.tokenizer.bos_token_id).sum() == 1
 
 
 # ---------------------------------------------------------------- the stream
@@ -177,6 +194,18 @@ def test_a_sublayer_with_a_bias_before_a_norm_is_not_taken_apart(model, batches,
         with pytest.raises(NotImplementedError, match="use decompose_resid"):
             refused()
     raw.same(cache.decompose_resid().sum(0), cache["resid_post", -1])
+
+
+@torch.no_grad()
+def test_a_neuron_reads_as_the_words_that_it_writes_behind_the_norm(model, plain):
+    layer = plain.model.language_model.layers[1]
+    gain, _ = raw.gain_and_scale(layer.post_feedforward_layernorm, torch.ones(1, 32))
+    neurons = Neurons.of([(1, 3), (1, 40)], model.widths)
+    effects = (layer.mlp.down_proj.weight.T[[3, 40]] * gain) @ plain.lm_head.weight.T
+    decoded = decode(model, neurons, k=3)
+    top, tokens = effects.topk(3)
+    raw.same(decoded.effects, top)
+    assert torch.equal(decoded.tokens, tokens)
 
 
 # ---------------------------------------------------------------- attention

@@ -116,11 +116,14 @@ def test_a_position_was_shown_what_lies_in_its_box(model, size):
 
 
 @second
-def test_pictures_that_are_not_resized_whole_are_refused(model):
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), [("image_processor", "size", {"shortest_edge": 24}), ("", "image_seq_length", 9)]
+)
+def test_a_processor_of_another_model_is_refused(model, owner, name, value):
     processor = copy.deepcopy(model.processor)
-    processor.image_processor.size = {"shortest_edge": 24}
-    with pytest.raises(UnsupportedModel, match="shortest_edge"):
-        paligemma.grid(processor, picture(0))
+    setattr(getattr(processor, owner) if owner else processor, name, value)
+    with pytest.raises(UnsupportedModel, match=name):
+        paligemma.settle(processor, model.hf_model.config)
 
 
 # ---------------------------------------------------------------- attention
