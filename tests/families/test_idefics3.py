@@ -51,8 +51,14 @@ def ramp(width, height):
 @pytest.mark.parametrize("size", SIZES[:-1])
 @pytest.mark.parametrize(
     "changes",
-    [{}, dict(size={"longest_edge": 90}), dict(do_image_splitting=False), dict(size={"height": 70, "width": 30})],
-    ids=["two", "four", "none", "fixed"],
+    [
+        {},
+        dict(size={"longest_edge": 90}),
+        dict(do_image_splitting=False),
+        dict(size={"height": 70, "width": 30}),
+        dict(do_resize=False),
+    ],
+    ids=["two", "four", "none", "fixed", "as it is"],
 )
 def test_what_lies_in_a_box_is_what_the_processor_showed_at_that_position(processor, size, changes):
     row = idefics3.encode(setting(processor, **changes), "see", Media(images=(ramp(*size),)))
