@@ -1,5 +1,7 @@
 """Qwen3-VL (dense): as Qwen2-VL, with learned positions in the tower, norms of queries and keys, timestamps and DeepStack.
 
+`vision.hook_embed` has the patches before their learned positions are added.
+
 DeepStack: what some of the tower's blocks make of each position, through a merger of its own (`deepstack.{i}.*`), is added
 to the stream behind the language model's block `i`, so that at positions of pictures and videos
 `blocks.{i+1}.hook_resid_pre` is `blocks.{i}.hook_resid_post` plus `deepstack.{i}.hook_out`. A video's frames stand apart,

@@ -5,13 +5,14 @@ The tower reads all pictures (then all videos) of a run as one row of patches, s
 different pictures, frames or windows do not see each other. `merge x merge` patches become one position of the stream.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_5_vl import Qwen2_5_VLArchitectureAdapter
 
-from mmlens.families.family import label, with_placeholders
+from mmlens.families.family import UnsupportedModel, label, with_placeholders
 from mmlens.families.parts import FusedAttention, Projector, TowerBlock, heads, native_attention
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
@@ -57,7 +58,8 @@ READ_ONLY = {"vision.hook_out": "projector.hook_in"}
 def encode(processor: Any, text: str, media: Media) -> Row:
     """Return `text` with its images and videos as one row; missing placeholders are put in front, images first.
 
-    Every frame that is given is shown, two at a time; a video without a rate counts as two frames a second.
+    Every frame that is given is shown, two at a time (an odd one out twice); a video without a rate counts as two frames a
+    second.
     """
     images, videos = list(media.images), list(media.videos)
     for kind, token, count in (
@@ -65,16 +67,16 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         ("image", processor.image_token, len(images)),
     ):
         text = with_placeholders(text, count, kind=kind, token=token, put=f"{START}{token}{END}")
+    merge, together = processor.image_processor.merge_size, processor.video_processor.temporal_patch_size
     options: dict[str, Any] = {"images": images} if images else {}
     if videos:
         options |= {
-            "videos": [list(video.frames) for video in videos],
+            "videos": [[*video.frames, *video.frames[-1:] * (together - len(video.frames))] for video in videos],
             "video_metadata": [_metadata(video) for video in videos],
             "do_sample_frames": False,
         }
     encoded = processor(text=[text], return_tensors="pt", **options)
     tokens = encoded["input_ids"][0].tolist()
-    merge, together = processor.image_processor.merge_size, processor.video_processor.temporal_patch_size
     seen = [
         _grid(shape, image.size, merge)
         for image, shape in zip(images, encoded.get("image_grid_thw", torch.empty(0)).tolist(), strict=True)
@@ -116,6 +118,11 @@ def join(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return `kwargs` with pictures and videos already through the tower, together: transformers would run it twice."""
     if "pixel_values" not in kwargs or "pixel_values_videos" not in kwargs:
         return kwargs
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModel(
+            "pictures and videos in one run go through the tower together, which needs a newer transformers (5.23 will do): "
+            "pip install -U transformers, or ask about them apart"
+        )
     pictures = len(kwargs["image_grid_thw"])
     seen = model.model.get_image_features(
         torch.cat([kwargs["pixel_values"], kwargs["pixel_values_videos"]]),

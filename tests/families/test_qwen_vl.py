@@ -9,7 +9,7 @@ import raw
 import recorded
 import torch
 from PIL import Image
-from support import clip, leaves_no_hooks, picture
+from support import clip, leaves_no_hooks, load, picture
 from transformers import AutoConfig, Qwen3VLMoeConfig
 
 from mmlens import hooks
@@ -35,6 +35,11 @@ def prompt(model, kind):
         texts, videos = ["the red car", "a", "see"], [[clip(0, 2), clip(5, 3, 16, 40)], None, clip(2, 4)]
         return model.to_inputs(texts, videos=videos, images=[None, picture(4), None])
     return model.to_inputs(["see", "which object is red"], images=[[picture(0), picture(1, 20, 60)], picture(2, 9, 9)])
+
+
+@pytest.fixture(scope="module")
+def small_qwen(tmp_path_factory):
+    return load(tiny("qwen2-vl", tmp_path_factory.mktemp("small")))
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +355,16 @@ def test_frames_of_a_video_are_groups_of_positions(model):
 
 @QWEN
 @torch.no_grad()
+def test_a_video_of_one_frame_shows_it_twice_and_holds_it_once(model):
+    frame = picture(0)
+    one, two = model.to_inputs("see", videos=[[frame]]), model.to_inputs("see", videos=[[frame, frame]])
+    assert torch.equal(one.tower["pixel_values_videos"], two.tower["pixel_values_videos"])
+    assert [grid.frames for grid in one.grids[0][0].grids] == [(0, 1)]
+    assert model(one).isfinite().all()
+
+
+@QWEN
+@torch.no_grad()
 def test_a_position_of_the_stream_holds_the_patches_of_its_box(model):
     """With nothing passed between patches, a change inside one box reaches the stream at that position alone."""
     alone = [("vision.blocks.*.hook_attn_out", hooks.scale(0.0))]
@@ -542,6 +557,13 @@ def test_the_settings_of_published_models_are_understood(model_type, tmp_path):
             FAMILIES[model_type].check(other)
 
 
+def test_a_transformers_that_can_not_run_the_tower_once_is_refused(small_qwen, monkeypatch):
+    inputs = prompt(small_qwen, "both")
+    monkeypatch.setattr(type(small_qwen.hf_model), "forward", lambda self, input_ids=None, **kwargs: None)
+    with pytest.raises(UnsupportedModel, match="newer transformers"):
+        small_qwen(inputs)
+
+
 def test_sliding_windows_are_refused_by_name(tmp_path):
     config = copy.deepcopy(AutoConfig.from_pretrained(tiny("qwen2-vl", tmp_path)))
     config.text_config.use_sliding_window = True
@@ -557,3 +579,16 @@ def test_mixtures_of_experts_and_deepstack_that_is_not_understood_are_refused_by
         config.vision_config.deepstack_visual_indexes = levels
         with pytest.raises(UnsupportedModel, match="deepstack_visual_indexes"):
             FAMILIES["qwen3_vl"].check(config)
+
+
+@QWEN
+@torch.no_grad()
+def test_transformerlens_own_calls_run_pictures_and_videos_when_they_are_bound(model, prompts):
+    for kind in KINDS:
+        inputs = prompts[kind]
+        real = inputs.mask("all")
+        with leaves_no_hooks(model), model.bind(inputs) as bridge:
+            logits, cache = bridge.run_with_cache(inputs.tokens, names_filter=["blocks.1.hook_resid_pre"])
+        raw.same(logits[real], model(inputs)[real])
+        _, ours = model.run_with_cache(inputs, "blocks.1.hook_resid_pre")
+        raw.same(cache["blocks.1.hook_resid_pre"][real], ours["blocks.1.hook_resid_pre"][real])
