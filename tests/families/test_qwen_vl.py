@@ -587,7 +587,7 @@ def test_transformerlens_own_calls_run_pictures_and_videos_when_they_are_bound(m
     for kind in KINDS:
         inputs = prompts[kind]
         real = inputs.mask("all")
-        with leaves_no_hooks(model), model.bind(inputs) as bridge:
+        with model.bind(inputs) as bridge:
             logits, cache = bridge.run_with_cache(inputs.tokens, names_filter=["blocks.1.hook_resid_pre"])
         raw.same(logits[real], model(inputs)[real])
         _, ours = model.run_with_cache(inputs, "blocks.1.hook_resid_pre")
