@@ -1,6 +1,7 @@
 """Gemma 3: pooled patches, pan and scan, images that see themselves whole, two sets of angles, norms before the stream."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import raw
 import torch
 from PIL import Image
 from support import ask, load, picture
-from transformers import Gemma3Config
+from transformers import Gemma3Config, Gemma3ImageProcessorPil
 
 from mmlens import Grid, Neurons, Tiles, hooks
 from mmlens.analysis.decoding import decode
@@ -111,6 +112,23 @@ def test_pan_and_scan_shows_the_whole_picture_and_then_its_parts(panning, plain,
         assert [int(inputs.mask(f"image:0/tile:{tile}").sum()) for tile in range(parts + 2)] == [9] * (parts + 1) + [0]
         left, top, right, bottom = zip(*(grid.region for grid in place.grids[1:]), strict=True)
         assert (min(left), min(top), max(right), max(bottom)) == (0, 0, *size)
+
+
+def test_parts_are_cut_where_the_image_processor_cuts_them_at_its_published_settings(model):
+    settings = {name: value for name, value in type(model.processor).images_kwargs.items() if name.startswith("pan_")}
+    processor = SimpleNamespace(
+        image_processor=model.processor.image_processor, images_kwargs={**settings, "do_pan_and_scan": True}
+    )
+    counts = set()
+    for width, height in np.random.default_rng(0).integers(100, 3000, (100, 2)).tolist():
+        across, down = (
+            Gemma3ImageProcessorPil().pan_and_scan(np.broadcast_to(places, (1, height, width)), **settings)
+            for places in (np.arange(width), np.arange(height)[:, None])
+        )
+        truth = [(x[0, 0, 0], y[0, 0, 0], x[0, 0, -1] + 1, y[0, -1, 0] + 1) for x, y in zip(across, down, strict=True)]
+        assert gemma3.crops(processor, width, height) == truth
+        counts.add(len(truth))
+    assert counts == {0, 2, 3, 4}
 
 
 def test_pan_and_scan_is_off_as_it_is_in_the_processor(model):
