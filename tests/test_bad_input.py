@@ -9,6 +9,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from support import ask, leaves_no_hooks, load, picture, sound
 from transformers import BertConfig
@@ -42,7 +43,8 @@ def table(cases):
 
 @pytest.fixture(autouse=True)
 def as_users_run_it(monkeypatch):
-    """Take off the checks of types that only the tests have."""
+    """Take off the checks of types that only the tests have; no network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
