@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.generalized_components import RotaryEmbedding
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.gemma3_multimodal import Gemma3MultimodalArchitectureAdapter
 
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import Projector, native_attention
 from mmlens.grid import Box, Grid, Tiles
 from mmlens.inputs import Row
@@ -100,7 +100,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={words.image_token_id: "image"},
         lengths={"image": [len(place) for place in grids]},
-        special=words.all_special_ids,
+        special=special_ids(words),
     )
     tower = {"pixel_values": encoded["pixel_values"]} if images else {}
     stream = {"token_type_ids": encoded["token_type_ids"][0].tolist()}

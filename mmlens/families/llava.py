@@ -5,7 +5,7 @@ from typing import Any
 from PIL.Image import Image
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import Projector, native_attention
 from mmlens.grid import Grid
 from mmlens.inputs import Row
@@ -51,7 +51,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.image_token_id: "image"},
         lengths={"image": [len(grid) for grid in grids]},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     tower = {"pixel_values": encoded["pixel_values"]} if images else {}
     return Row(text, tokens, modality, medium, tower, grids, media.all())

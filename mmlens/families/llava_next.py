@@ -6,7 +6,7 @@ from PIL.Image import Image
 
 from mmlens.families import llava
 from mmlens.families.anyres import anyres, tile_edge
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.grid import Tiles
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -36,7 +36,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.image_token_id: "image"},
         lengths={"image": [len(grid) for grid in grids]},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     tower = {name: encoded[name] for name in ("pixel_values", "image_sizes")} if images else {}
     return Row(text, tokens, modality, medium, tower, grids, media.all())

@@ -11,7 +11,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from mmlens.families import llava
 from mmlens.families.anyres import anyres, overview, tile_edge
 from mmlens.families.assembled import Assembled
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
 from mmlens.media import Media, Video
@@ -115,7 +115,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.image_token_id: "image", processor.video_token_id: "video"},
         lengths={"image": list(map(len, pictures)), "video": list(map(len, films))},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     names = ("pixel_values", "image_sizes", "batch_num_images", "pixel_values_videos")
     tower = {name: encoded[name] for name in names if name in encoded}

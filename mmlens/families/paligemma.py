@@ -9,7 +9,7 @@ from transformer_lens.model_bridge.generalized_components import SiglipVisionEnc
 from transformer_lens.model_bridge.supported_architectures.gemma1 import Gemma1ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
 
-from mmlens.families.family import Family, label, one_of, with_placeholders
+from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import Projector, native_attention
 from mmlens.grid import Grid
 from mmlens.inputs import Row
@@ -71,7 +71,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.image_token_id: "image"},
         lengths={"image": [len(grid) for grid in grids]},
-        special=words.all_special_ids,
+        special=special_ids(words),
     )
     tower = {"pixel_values": encoded["pixel_values"]} if images else {}
     stream = {"token_type_ids": encoded["token_type_ids"][0].tolist()}

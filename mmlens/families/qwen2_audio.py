@@ -7,7 +7,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qwen2AudioArchitectureAdapter
 from transformers import Qwen2AudioConfig
 
-from mmlens.families.family import Family, label, one_of, with_placeholders
+from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import Projector, TowerBlock, heads, mlp, native_attention
 from mmlens.grid import Timeline
 from mmlens.inputs import Row
@@ -89,7 +89,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.audio_token_id: "audio"},
         lengths={"audio": [len(grid) for grid in grids]},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     tower = {name: encoded[name] for name in ("input_features", "feature_attention_mask") if sounds}
     return Row(text, tokens, modality, medium, tower, grids, media.all())

@@ -12,7 +12,7 @@ import torch
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_5_vl import Qwen2_5_VLArchitectureAdapter
 
-from mmlens.families.family import UnsupportedModel, label, with_placeholders
+from mmlens.families.family import UnsupportedModel, label, special_ids, with_placeholders
 from mmlens.families.parts import FusedAttention, Projector, TowerBlock, heads, native_attention
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
@@ -89,7 +89,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         tokens,
         placeholders={processor.image_token_id: "image", processor.video_token_id: "video"},
         lengths={"image": list(map(len, seen)), "video": list(map(len, shown))},
-        special=processor.tokenizer.all_special_ids,
+        special=special_ids(processor.tokenizer),
     )
     fed = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
     tower = {name: torch.as_tensor(encoded[name]) for name in fed if name in encoded}
