@@ -62,15 +62,28 @@ def matrices(plain):
 
 def locate(plain, name):
     """Return the submodule of `plain` where the hook point `name` lies, and "in" or "out"."""
+    path, side = _site(plain, name)
+    return plain.get_submodule(path), side.partition(" * ")[0]
+
+
+def _site(plain, name):
     layer = re.search(r"(?:blocks|deepstack)\.(\d+)", name)
     template = re.sub(r"(blocks|deepstack)\.\d+", r"\1.{l}", name)
     path, side = table(plain).SITES[template]
-    return plain.get_submodule(path.format(l=layer and layer[1])), side
+    return path.format(l=layer and layer[1]), side
+
+
+def _factor(plain, name):
+    """Return what a block multiplies its part's output by ("out * lambda_1"), None where it does not."""
+    path, side = _site(plain, name)
+    parameter = side.partition(" * ")[2]
+    return getattr(plain.get_submodule(path.rpartition(".")[0]), parameter) if parameter else None
 
 
 def attach(plain, name, change):
     """Return the handle of a raw torch hook that puts `change(activation)` in place (None: only looks)."""
     module, side = locate(plain, name)
+    factor = _factor(plain, name)
 
     def before(module, args, kwargs):
         given = next((key for key in ("hidden_states", "inputs_embeds", "input", "x") if key in kwargs), None)
@@ -80,7 +93,9 @@ def attach(plain, name, change):
         return ((new, *args[1:]), kwargs) if given is None else (args, {**kwargs, given: new})
 
     def after(module, args, output):
-        new = change(output[0] if isinstance(output, tuple) else output)
+        own = output[0] if isinstance(output, tuple) else output
+        new = change(own if factor is None else own * factor)
+        new = new if factor is None or new is None else new / factor
         return (new, *output[1:]) if isinstance(output, tuple) and new is not None else new
 
     if side == "in":
