@@ -65,6 +65,9 @@ def anyres(
     kept = [rows - 2 * cut[0], columns - 2 * cut[1]]
     ratio = math.sqrt(kept[0] * kept[1] / (most * count**2)) if most else 0.0
     new = [int(length // ratio) for length in kept] if ratio > 1.1 else kept
+    if 0 in new:  # of a very flat picture no row or column is kept: what ends its rows is all there is
+        ends = Grid(new[0], 0, (0.0, 0.0, float(width), float(height)), size, newline=True)
+        return Tiles((overview(size, edge=edge, patch=patch), *([ends] if new[0] else [])), size)
     down, across = (
         _lines(lines, gone, length, edge=edge, patch=patch, place=(whole - part) // 2, scale=original / part)
         for lines, gone, length, whole, part, original in zip(new, cut, kept, target, resized, (height, width), strict=True)

@@ -199,3 +199,15 @@ def test_a_processor_that_counts_other_positions_is_refused(next_folder):
     processor.num_additional_image_tokens = 0
     with pytest.raises(UnsupportedModel, match="not understood"):
         llava_next.encode(processor, "see", Media(images=(picture(0),)))
+
+
+@pytest.mark.parametrize("folder", ["llava-next-clip-mistral"], indirect=True)
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (3, 700), (700, 3), (1, 1)])
+@torch.no_grad()
+def test_of_a_very_flat_picture_the_overview_is_kept_and_what_ends_its_rows(model, plain, size):
+    inputs = model.to_inputs("see", images=picture(0, *size))
+    place = inputs.grids[0][0]
+    assert len(place) == int(inputs.mask("image").sum())
+    raw.same(model(inputs), raw.logits(plain, inputs))
+    covered = inputs.overlap(torch.ones(size[1], size[0], dtype=torch.bool))
+    assert covered.shape == inputs.tokens.shape and covered[inputs.mask("image")].max() > 0
