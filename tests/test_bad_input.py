@@ -31,10 +31,17 @@ def heard(tmp_path_factory):
     return load(tiny("qwen2-audio", tmp_path_factory.mktemp("heard")))
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    return load(tiny("qwen2-vl", tmp_path_factory.mktemp("shown")))
+
+
 @pytest.fixture
-def at(small, small_folder, heard, tmp_path):
-    """A model that sees, one that hears, inputs of the first, and places for files."""
-    return SimpleNamespace(sees=small, hears=heard, inputs=ask(small, "one"), folder=tmp_path, whole=small_folder)
+def at(small, small_folder, heard, shown, tmp_path):
+    """A model that sees, one that hears, one that is shown videos, inputs of the first, and places for files."""
+    return SimpleNamespace(
+        sees=small, hears=heard, shows=shown, inputs=ask(small, "one"), folder=tmp_path, whole=small_folder
+    )
 
 
 def table(cases):
@@ -93,6 +100,10 @@ def hear(audio, text="hear"):
     return lambda at: at.hears.to_inputs(text, audio=audio)
 
 
+def show(videos, text="see"):
+    return lambda at: at.shows.to_inputs(text, videos=videos)
+
+
 @table(
     [
         ("a placeholder without its image", see(None, TOKEN), ValueError, [TOKEN, "got 1 in", "0 image", "Pass as many"]),
@@ -129,6 +140,16 @@ def hear(audio, text="hear"):
         ("a sound too short to be heard", hear(np.zeros(300)), ValueError, ["at least 321", "of 300", "longer"]),
         ("samples of sixteen bits", hear(np.zeros(999, dtype=np.int16)), ValueError, ["fractions", "int16", "/ 32768"]),
         ("a sound with NaN", hear(np.full(999, np.nan)), ValueError, ["finite", "got 999", "look at"]),
+        (
+            "a placeholder without its video",
+            show(None, "<|video_pad|>"),
+            ValueError,
+            ["<|video_pad|>", "got 1 in", "0 video"],
+        ),
+        ("a video without frames", show([]), ValueError, ["at least one frame", "got none", "give the frames"]),
+        ("frames of two sizes", show([PIXELS, PIXELS[:9]]), ValueError, ["one size", "(40, 9), (40, 30)", "resize"]),
+        ("a rate of no frames", show(([PIXELS] * 2, 0)), ValueError, ["frames a second, above 0", "got 0", "(frames, fps)"]),
+        ("a picture in place of a video", show(PIXELS), ValueError, ["[frame, height, width, channel]", "images= for one"]),
         ("an empty text", see(None, ""), ValueError, ["text or media", "an empty text", "leave that row out"]),
         ("a text of spaces among others", see(None, ["a", " \n"]), ValueError, ["text or media", "an empty text"]),
         ("no text at all", see(None, []), ValueError, ["at least one row", "got none", "pass a text"]),
