@@ -45,8 +45,21 @@ class Frames:
         """Return the settings, as transformers' own video processor saves them."""
         return dict(self.settings)
 
-    def __call__(self, videos: Any, *, video_metadata: Sequence[Any], **options: Any) -> dict[str, Any]:
-        """Return patches [patch, colours of a patch], the grid (time, height, width) of each video, and its metadata."""
+    def __call__(
+        self, videos: Any, *, video_metadata: Sequence[Any], do_sample_frames: bool = False, **options: Any
+    ) -> dict[str, Any]:
+        """Return patches [patch, colours of a patch], the grid (time, height, width) of each video, and its metadata.
+
+        Raises ValueError where frames would have to be chosen, and for other options of transformers' video processor.
+        """
+        unknown = sorted(set(options) - {"return_metadata", "return_tensors"}) + ["do_sample_frames"] * bool(
+            do_sample_frames
+        )
+        if unknown:
+            raise ValueError(
+                "without torchvision every frame that is given is shown, by the processor's own settings; got "
+                f"{', '.join(unknown)}: choose the frames before, or change processor.video_processor.settings"
+            )
         made = [self._patches(video) for video in videos]
         return {
             "pixel_values_videos": torch.cat([patches for patches, _ in made]),

@@ -466,6 +466,13 @@ def test_missing_placeholders_go_in_front_images_first(model):
         model.to_inputs(written, images=image, videos=[video, video])
 
 
+def test_frames_are_not_chosen_and_options_not_ignored(small_qwen):
+    known = dict(total_num_frames=2, fps=2.0, frames_indices=[0, 1])
+    for option in (dict(do_sample_frames=True), dict(size={"shortest_edge": 1, "longest_edge": 9})):
+        with pytest.raises(ValueError, match=f"every frame .* {next(iter(option))}"):
+            small_qwen.processor.video_processor([clip(0, 2)], video_metadata=[known], **option)
+
+
 def test_frames_are_capped_where_the_settings_say_so():
     settings = {**FAMILIES["qwen2_vl"].load_processor.args[2], "max_video_tokens": 1000}
     small, whole = (
