@@ -95,8 +95,8 @@ def doctor(
     if json is not None:
         _writable(json.parent, "--json")
     loaded = _load(model, device=device, dtype=dtype, device_map=device_map)
-    from mmlens.doctor import does_less
     from mmlens.doctor import doctor as run
+    from mmlens.doctor import does_less
 
     try:
         found = run(loaded, layers=chosen, progress=sys.stderr.isatty())
@@ -114,6 +114,46 @@ def doctor(
     typer.echo(f"{len(found.names)} points, {len(found.names) - failed} as promised or better, {failed} failed")
     if failed:
         _stop(f"{failed} promised point(s) do nothing: {', '.join(found.failures[:4])}")
+
+
+@app.command()
+def verify(
+    model: Model,
+    out: Annotated[Path | None, typer.Option(help="Write all lines, versions and hashes to this JSON file.")] = None,
+    layers: Layers = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+) -> None:
+    """Check a model against plain transformers on the very same weights: logits, hooks, gradients, generation, shapes.
+
+    Leaves with status 1 where a check fails. What can't be checked says why.
+    """
+    chosen = _layers(layers)
+    if out is not None:
+        _writable(out.parent)
+    options = {"device": device, "dtype": dtype, "device_map": device_map}
+    _quiet()
+    from mmlens.verify import verify as run
+
+    try:
+        found = run(
+            model, layers=chosen, progress=sys.stderr.isatty(), **{k: v for k, v in options.items() if v is not None}
+        )
+    except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
+        _stop(f"cannot verify the model {model!r}: {_first_line(error)}")
+    for line in found.lines:
+        mark = {True: "pass", False: "FAIL", None: "-"}[line["passed"]]
+        error = "" if line["error"] is None or not line["tolerance"] else f"{line['error']:.1e} <= {line['tolerance']:.0e}"
+        if line["passed"] is False:
+            error = error.replace("<=", ">")
+        typer.echo(f"{mark:4}  {line['check']:48}  {error:18}  {line['said']}".rstrip())
+    if out is not None:
+        out.write_text(found.json())
+    counts = [sum(line["passed"] is kind for line in found.lines) for kind in (True, False, None)]
+    typer.echo(f"{counts[0]} passed, {counts[1]} failed, {counts[2]} skipped ({found.dtype} on {found.device})")
+    if not found.passed:
+        _stop(f"{counts[1]} check(s) failed")
 
 
 def _layers(text: str | None) -> "list[int] | Literal['all'] | None":
@@ -155,26 +195,35 @@ def _open(path: Path) -> "Image.Image":
         _stop(str(error))
 
 
-def _load(name: str, **options: Any) -> "HookedMLLM":
-    """Return the model, or stop with the first line of what went wrong, whatever library said it."""
+def _quiet() -> None:
+    """Let no library say anything by itself: what goes wrong is said once, by us."""
     import warnings
-
-    import torch
 
     warnings.filterwarnings("ignore")
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    from mmlens.model import HookedMLLM
-
-    hub_logging.set_verbosity(50)  # CRITICAL: what goes wrong is said below, once
+    hub_logging.set_verbosity(50)  # CRITICAL
     logging.disable_progress_bar()
     logging.set_verbosity(50)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _load(name: str, **options: Any) -> "HookedMLLM":
+    """Return the model, or stop with the first line of what went wrong, whatever library said it."""
+    _quiet()
+    import torch
+
+    from mmlens.model import HookedMLLM
+
     try:
         model = HookedMLLM.from_pretrained(name, **{key: value for key, value in options.items() if value is not None})
     except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        _stop(f"cannot load the model {name!r}: {lines[0]}")
+        _stop(f"cannot load the model {name!r}: {_first_line(error)}")
     if sum(weight.numel() for weight in model.hf_model.parameters()) < SMALL:
         torch.set_num_threads(1)
     return model

@@ -149,6 +149,10 @@ class HookPoints:
         """Return the path, in the bridge, of the component that a point belongs to."""
         return self._theirs[name].rpartition(".")[0]
 
+    def side(self, name: str) -> str:
+        """Return what TransformerLens calls a point at its owner: `hook_in` and `hook_out` are the module's own."""
+        return self._theirs[name].rpartition(".")[2]
+
     def promise(self, name: str) -> Literal["live", "read only", "dead"]:
         """Return what is known of the point: it fires and an edit counts, it fires too late for an edit, or never."""
         if self._instead_of(name) is not None:
