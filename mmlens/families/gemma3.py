@@ -11,7 +11,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.gemma3_multimodal import Gemma3MultimodalArchitectureAdapter
 
 from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
-from mmlens.families.parts import Projector, native_attention
+from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Box, Grid, Tiles
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -140,15 +140,8 @@ FAMILY = Family(
     model_class="Gemma3ForConditionalGeneration",
     takes=("image",),
     adapter=lambda config: Gemma3Adapter,
-    renames={
-        "vision_encoder.encoder_layers.": "vision.blocks.",
-        "vision_encoder.hook_vision_embed": "vision.hook_embed",
-        "vision_encoder.": "vision.",
-    },
-    dead={
-        "vision.hook_patch_embed": "vision.hook_embed",
-        "vision.hook_pos_embed": "vision.hook_embed",
-    },
+    renames=TOWER_NAMES,
+    dead=TOWER_DEAD,
     check=check,
     encode=encode,
     settle=settle,

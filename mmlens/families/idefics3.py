@@ -12,7 +12,7 @@ from transformer_lens.model_bridge.supported_architectures.idefics3 import Idefi
 from transformers.models.idefics3.image_processing_pil_idefics3 import MAX_IMAGE_SIZE
 
 from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
-from mmlens.families.parts import Projector, native_attention
+from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -150,16 +150,8 @@ FAMILY = Family(
     model_class="Idefics3ForConditionalGeneration",
     takes=("image",),
     adapter=lambda config: Idefics3Adapter,
-    renames={
-        "vision_encoder.encoder_layers.": "vision.blocks.",
-        "vision_encoder.hook_vision_embed": "vision.hook_embed",
-        "vision_encoder.": "vision.",
-    },
-    dead={
-        "vision.hook_patch_embed": "vision.hook_embed",
-        "vision.hook_pos_embed": "vision.hook_embed",
-        "vision.embeddings.hook_in": "vision.hook_in",
-    },
+    renames=TOWER_NAMES,
+    dead={**TOWER_DEAD, "vision.embeddings.hook_in": "vision.hook_in"},
     check=check,
     settle=settle,
     encode=encode,

@@ -6,7 +6,7 @@ from PIL.Image import Image
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
 from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
-from mmlens.families.parts import Projector, native_attention
+from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Grid
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -90,15 +90,8 @@ FAMILY = Family(
     model_class="LlavaForConditionalGeneration",
     takes=("image",),
     adapter=lambda config: LlavaAdapter,
-    renames={
-        "vision_encoder.encoder_layers.": "vision.blocks.",
-        "vision_encoder.hook_vision_embed": "vision.hook_embed",
-        "vision_encoder.": "vision.",
-    },
-    dead={
-        "vision.hook_patch_embed": "vision.hook_embed",
-        "vision.hook_pos_embed": "vision.hook_embed",
-    },
+    renames=TOWER_NAMES,
+    dead=TOWER_DEAD,
     read_only={"vision.hook_vision_out": "projector.hook_in", "vision.post_layernorm.*": "projector.hook_in"},
     check=check,
     encode=encode,

@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.supported_architectures.gemma1 import Gemma1A
 from transformer_lens.model_bridge.supported_architectures.gemma2 import Gemma2ArchitectureAdapter
 
 from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
-from mmlens.families.parts import Projector, native_attention
+from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Grid
 from mmlens.inputs import Row
 from mmlens.media import Media
@@ -89,15 +89,8 @@ FAMILY = Family(
     model_class="PaliGemmaForConditionalGeneration",
     takes=("image",),
     adapter=adapter,
-    renames={
-        "vision_encoder.encoder_layers.": "vision.blocks.",
-        "vision_encoder.hook_vision_embed": "vision.hook_embed",
-        "vision_encoder.": "vision.",
-    },
-    dead={
-        "vision.hook_patch_embed": "vision.hook_embed",
-        "vision.hook_pos_embed": "vision.hook_embed",
-    },
+    renames=TOWER_NAMES,
+    dead=TOWER_DEAD,
     check=check,
     encode=encode,
     settle=settle,

@@ -14,6 +14,14 @@ from transformer_lens.model_bridge.generalized_components import GatedMLPBridge,
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+# What TransformerLens calls the points of its CLIP and SigLIP towers, and those of them that nothing fires.
+TOWER_NAMES = {
+    "vision_encoder.encoder_layers.": "vision.blocks.",
+    "vision_encoder.hook_vision_embed": "vision.hook_embed",
+    "vision_encoder.": "vision.",
+}
+TOWER_DEAD = {"vision.hook_patch_embed": "vision.hook_embed", "vision.hook_pos_embed": "vision.hook_embed"}
+
 
 def heads(count: int, d_model: int, *, key_value: int | None = None, d_head: int | None = None) -> Any:
     """Return the sizes that an attention component needs to split heads."""

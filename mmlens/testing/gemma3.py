@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mmlens.testing.words import CHAT_TEMPLATE, tokenizer
+from mmlens.testing.words import CHAT_TEMPLATE, decoder, tokenizer
 
 
 def _gemma3(
@@ -46,20 +46,11 @@ def _gemma3(
             vision_use_head=False,
         ),
         text_config=text_class(
-            hidden_size=d_model,
-            intermediate_size=d_mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
+            **decoder(words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads),
             head_dim=d_head,
             query_pre_attn_scalar=d_head,
             sliding_window=sliding_window,
             layer_types=["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)],
-            vocab_size=len(words),
-            max_position_embeddings=4096,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
         ),
         image_token_index=words.image_token_id,
         boi_token_index=words.boi_token_id,

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmlens.testing.words import WORDS, tokenizer
+from mmlens.testing.words import WORDS, decoder, tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:"
@@ -60,18 +60,7 @@ def sizes(
         image_size=image_size,
         patch_size=patch_size,
     )
-    language: dict[str, Any] = dict(
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(words),
-        max_position_embeddings=4096,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
+    language: dict[str, Any] = decoder(words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads)
     return dict(
         vision_config=tower,
         text_config=LlamaConfig(**language),

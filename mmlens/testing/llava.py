@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mmlens.testing.words import CHAT_TEMPLATE, tokenizer
+from mmlens.testing.words import CHAT_TEMPLATE, decoder, tokenizer
 
 
 def _llava(
@@ -43,17 +43,8 @@ def _llava(
         image_size=image_size,
         patch_size=patch_size,
     )
-    language_size: dict[str, Any] = dict(
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(words),
-        max_position_embeddings=4096,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+    language_size: dict[str, Any] = decoder(
+        words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads
     )
     strategy = "default" if clip else "full"
     config_class: Any = LlavaConfig

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from mmlens.testing.words import CHAT_TEMPLATE, tokenizer
+from mmlens.testing.words import CHAT_TEMPLATE, decoder, tokenizer
 
 LANGUAGE: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
@@ -44,17 +44,8 @@ def _llava_next(
         image_size=image_size,
         patch_size=patch_size,
     )
-    language_size: dict[str, Any] = dict(
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(words),
-        max_position_embeddings=4096,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+    language_size: dict[str, Any] = decoder(
+        words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads
     )
     if language == "mistral":
         language_size["sliding_window"] = None

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from mmlens.families.llava_onevision import OnevisionProcessor
-from mmlens.testing.words import tokenizer
+from mmlens.testing.words import decoder, tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : "
@@ -46,17 +46,8 @@ def _onevision(
         patch_size=patch_size,
         vision_use_head=False,
     )
-    language_size: dict[str, Any] = dict(
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(words),
-        max_position_embeddings=4096,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+    language_size: dict[str, Any] = decoder(
+        words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads
     )
     config_class: Any = LlavaOnevisionConfig
     config = config_class(

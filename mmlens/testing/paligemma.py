@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mmlens.testing.words import tokenizer
+from mmlens.testing.words import decoder, tokenizer
 
 
 def _paligemma(
@@ -55,17 +55,8 @@ def _paligemma(
             vision_use_head=False,
         ),
         text_config=text_class(
-            hidden_size=d_model,
-            intermediate_size=d_mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
+            **decoder(words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads),
             head_dim=d_head,
-            vocab_size=len(words),
-            max_position_embeddings=4096,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
             **(second if generation == 2 else {}),
         ),
         image_token_index=processor.image_token_id,

@@ -13,7 +13,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from mmlens.testing.words import tokenizer
+from mmlens.testing.words import decoder, tokenizer
 
 TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_start|>", "<|im_end|>")
 
@@ -39,17 +39,8 @@ def _qwen2_audio(
         d_model=24,
         max_source_positions=hears.nb_max_frames // 2,
     )
-    language_size: dict[str, Any] = dict(
-        hidden_size=d_model,
-        intermediate_size=d_mlp,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(words),
-        max_position_embeddings=4096,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+    language_size: dict[str, Any] = decoder(
+        words, d_model=d_model, d_mlp=d_mlp, layers=layers, heads=heads, kv_heads=kv_heads
     )
     config_class: Any = Qwen2AudioConfig
     config = config_class(

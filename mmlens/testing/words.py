@@ -1,6 +1,7 @@
 """A tokenizer of a few words, and what makes random weights worth testing with."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -45,6 +46,22 @@ def tokenizer(
     if lines:
         made.add_tokens([AddedToken("\n", normalized=False), AddedToken("\n\n", normalized=False)])
     return made
+
+
+def decoder(words: Any, *, d_model: int, d_mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    """Return the sizes of a language model, as transformers' configurations name them, and the special tokens of `words`."""
+    return dict(
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=len(words),
+        max_position_embeddings=4096,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
 
 
 def roughen(model: torch.nn.Module) -> None:
