@@ -37,7 +37,7 @@ _FILES = {
     "model": ("Generation", "HookedMLLM"),
     "neurons": ("Neurons", "top_k"),
 }
-_ROOMS = ("analysis", "hooks", "metrics", "organisms", "plot", "testing")
+_ROOMS = ("analysis", "doctor", "hooks", "metrics", "organisms", "plot", "testing", "verify")
 
 
 def __getattr__(name: str) -> Any:

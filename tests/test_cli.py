@@ -78,10 +78,28 @@ def test_a_tour_prints_its_sentence_and_where_its_page_lies(somewhere, small_fol
     assert (somewhere / path).is_file() and len(list((somewhere / "deep/er/results").iterdir())) >= 6
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["tour", "--help"]])
-def test_help_names_what_there_is(arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0 and "tour" in result.stdout
+@pytest.mark.parametrize("command", ["tour", "doctor", "verify"])
+def test_help_names_what_there_is(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0 and command in result.stdout and command in run("--help").stdout
+
+
+@pytest.mark.parametrize("command", ["doctor", "verify"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["./nowhere"], "no model folder"),
+        (["half"], "half"),
+        (["gpt"], "gpt2"),
+        (["mmlens/nowhere"], "hf download mmlens/nowhere"),
+        (["pictoworld", "--device", "cpu", "--device-map", "auto"], "leave one out"),
+        (["pictoworld", "--layers", "two"], "--layers"),
+    ],
+)
+def test_a_mistake_in_a_check_is_told_in_one_line(somewhere, command, arguments, said):
+    result = run(command, *arguments)
+    assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
 
 
 def test_the_version_is_the_packages():
