@@ -20,9 +20,10 @@ class ActivationCache(TransformerLensCache):
 
     TransformerLens' sums start from the token embeddings, before image features are merged in; here they start from the
     merged stream (`blocks.0.hook_resid_pre`), so that components add up at every position, and `apply_ln` includes the
-    norm's gain, so that they add up to logits (before a soft cap) without folding weights. Where a norm stands between a
-    sublayer and the stream, heads and neurons enter through it, at the scale it had in this run. Tower entries have one
-    row per image.
+    norm's gain, so that they add up to logits (before a soft cap, and less `model.b_U`) without folding weights. Where a
+    norm stands between a sublayer and the stream, heads and neurons enter through it, at the scale it had in this run. In a
+    block whose attention and MLP stand side by side (GPT-J), both read what enters it, and `mlp_input` changes nothing.
+    Tower entries have one row per image.
     """
 
     def __init__(self, activations: dict[str, Tensor], bridge: Any, inputs: Inputs, canonical: dict[str, str]) -> None:
@@ -62,7 +63,7 @@ class ActivationCache(TransformerLensCache):
         The component labelled "embed" is the stream that enters block 0: text embeddings and projected images. What a model
         adds between its blocks (DeepStack's features, behind block 0) is a component of its own, "0_deepstack".
         """
-        where: dict[str, Any] = dict(mlp_input=mlp_input, pos_slice=pos_slice)
+        where: dict[str, Any] = dict(mlp_input=mlp_input and not self._side_by_side, pos_slice=pos_slice)
         stack: Tensor
         labels: list[str]
         stack, labels = TransformerLensCache.decompose_resid(  # pyright: ignore[reportAssignmentType] (with labels, a pair)
@@ -110,7 +111,7 @@ class ActivationCache(TransformerLensCache):
         """
         if apply_ln and project_output_onto is not None:
             self._refuse("project_output_onto together with apply_ln", "get_full_resid_decomposition(apply_ln=True) @ W_U")
-        where: dict[str, Any] = dict(mlp_input=mlp_input, pos_slice=pos_slice)
+        where: dict[str, Any] = dict(mlp_input=mlp_input and not self._side_by_side, pos_slice=pos_slice)
         how: dict[str, Any] = dict(expand_neurons=expand_neurons, apply_ln=apply_ln, project_output_onto=project_output_onto)
         with self._readable("attn", "mlp", "unembed"):
             stack, labels = TransformerLensCache.get_full_resid_decomposition(
@@ -180,6 +181,7 @@ class ActivationCache(TransformerLensCache):
 
         A LayerNorm takes each component's mean away first; its bias belongs to no component, so that the sum lacks it.
         """
+        mlp_input = mlp_input and not self._side_by_side
         scaled = super().apply_ln_to_stack(residual_stack, layer, mlp_input, **kwargs)
         if kwargs.get("recompute_ln"):
             return scaled
@@ -205,6 +207,10 @@ class ActivationCache(TransformerLensCache):
         owners += [block.submodules[part] for block in bridge.blocks for part in parts if part in block.submodules]
         linears = [owner.submodules[name] for owner in owners for name in ("o", "out") if name in owner.submodules]
         return readable([*owners, *linears])
+
+    @property
+    def _side_by_side(self) -> bool:
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
 
     def _norm(self, layer: int | None, mlp_input: bool) -> Any:
         if layer is None or layer in (-1, self.model.cfg.n_layers):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
@@ -71,7 +70,7 @@ def load(
     family.check(config)
     _check_format(path, files, allow_bin)
     placed = _placement(device, options, getattr(config, "quantization_config", None))
-    model_class: Any = getattr(transformers, family.model_class)
+    model_class: Any = family.loads
     try:
         with _reading(path):
             model, report = model_class.from_pretrained(

@@ -18,14 +18,15 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from mmlens import attention
 from mmlens.cache import ActivationCache
-from mmlens.families import family_of
+from mmlens.families import family_of, prefix
+from mmlens.families.plain import plain
 from mmlens.hooks import STEP, Hook, feed, module_of, neuron_hook
 from mmlens.inputs import Inputs, Row
 from mmlens.liveness import HookPoints, InertHook, Watch, guard
-from mmlens.loading import load
+from mmlens.loading import best_device, load
 from mmlens.media import Media, media_per_row
 from mmlens.results import hash_weights
-from mmlens.weights import Stored, device_of, output_rows, units, versions, weight_of
+from mmlens.weights import Stored, device_of, is_offloaded, is_packed, output_rows, units, versions, weight_of
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
@@ -111,6 +112,41 @@ class HookedMLLM:
             **options,
         )
         return cls(loaded.model, loaded.processor, name=loaded.name, revision=loaded.revision)
+
+    @classmethod
+    def from_parts(
+        cls,
+        language_model: nn.Module | str | Path,
+        vision_tower: nn.Module | str | Path,
+        projector: nn.Linear | Tensor | tuple[Tensor, Tensor | None],
+        *,
+        tokenizer: Any,
+        image_processor: Any,
+        name: str = "unnamed",
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> "HookedMLLM":
+        """Return a text-only language model that is shown pictures: a prefix model of these parts, ready to be hooked.
+
+        Parts are loaded transformers modules (they become part of the model, not copied) or names and folders of them;
+        `projector` is the linear map between them, or its weight, or (weight, bias). `options` are `feature_layer` (None:
+        the tower's own output), `drop_cls`, `image_token` and `dtype`; see `families.prefix.assemble`. Raises ValueError for
+        a projector of another shape, UnsupportedModel for a part that mmlens does not know.
+        """
+        parts: dict[str, Any] = dict(tokenizer=tokenizer, image_processor=image_processor, **options)
+        hf_model: Any
+        hf_model, processor = prefix.assemble(language_model, vision_tower, projector, **parts)
+        return cls(hf_model.to(device or best_device()), processor, name=name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model and its processor, as transformers does: with its names, and loaded by it or by `from_pretrained`.
+
+        Edits of weights are in it, hooks are not. Raises ValueError for a model that is offloaded or quantised.
+        """
+        if is_offloaded(self.hf_model) or is_packed(self.hf_model):
+            raise ValueError(f"a model is saved from plain weights in memory, {self.name} has packed or offloaded ones")
+        plain(self.hf_model, self.family.loads).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     # ---------------------------------------------------------------- inputs
 
@@ -360,6 +396,15 @@ class HookedMLLM:
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding, as a view of the model's own weights (a copy where they are offloaded or quantised)."""
         return output_rows(self.hf_model.get_output_embeddings())
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """What is in every position's logits whatever the stream holds: the unembedding's bias, and the final norm's
+        through W_U. Attributions of the stream's components add up to the logits less this."""
+        norm, head = self.bridge.ln_final.original_component, self.bridge.unembed.original_component
+        unembedding = self.W_U
+        bias = unembedding.new_zeros(unembedding.shape[1]) if head.bias is None else weight_of(head, "bias")
+        return bias if getattr(norm, "bias", None) is None else weight_of(norm, "bias") @ unembedding + bias
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:

@@ -30,8 +30,7 @@ def folder(request, tmp_path_factory):
 def unhooked(folder, **options):
     """Return transformers' own model of the weights in a folder."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    model_class = getattr(transformers, family_of(config.model_type).model_class)
-    return model_class.from_pretrained(folder, **options).eval()
+    return family_of(config.model_type).loads.from_pretrained(folder, **options).eval()
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +47,9 @@ def plain(folder):
 @pytest.fixture(scope="session")
 def reference(folder):
     """The same weights once more, with the attention that is written out in raw.py."""
-    return unhooked(folder, attn_implementation=raw.REFERENCE)
+    model = unhooked(folder, attn_implementation=raw.REFERENCE)
+    raw.route(model)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -62,28 +62,30 @@ def matrices(plain):
 
 def locate(plain, name):
     """Return the submodule of `plain` where the hook point `name` lies, and "in" or "out"."""
-    path, side = _site(plain, name)
-    return plain.get_submodule(path), side.partition(" * ")[0]
+    path, side, *part = _site(plain, name)
+    return plain.get_submodule(path), side.partition(" * ")[0], *part
 
 
 def _site(plain, name):
     layer = re.search(r"(?:blocks|deepstack)\.(\d+)", name)
     template = re.sub(r"(blocks|deepstack)\.\d+", r"\1.{l}", name)
-    path, side = table(plain).SITES[template]
-    return path.format(l=layer and layer[1]), side
+    path, side, *part = table(plain).SITES[template]
+    return path.format(l=layer and layer[1]), side, *part
 
 
 def _factor(plain, name):
     """Return what a block multiplies its part's output by ("out * lambda_1"), None where it does not."""
-    path, side = _site(plain, name)
+    path, side, *_ = _site(plain, name)
     parameter = side.partition(" * ")[2]
     return getattr(plain.get_submodule(path.rpartition(".")[0]), parameter) if parameter else None
 
 
 def attach(plain, name, change):
     """Return the handle of a raw torch hook that puts `change(activation)` in place (None: only looks)."""
-    module, side = locate(plain, name)
+    module, side, *part = locate(plain, name)
     factor = _factor(plain, name)
+    if part:
+        change = _of_a_part(change, *part[0])
 
     def before(module, args, kwargs):
         given = next((key for key in ("hidden_states", "inputs_embeds", "input", "x") if key in kwargs), None)
@@ -101,6 +103,39 @@ def attach(plain, name, change):
     if side == "in":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
+
+
+def weight(plain, name):
+    """Return the weight of the linear map at a site, as [in, out]: GPT-2's Conv1D has it so, nn.Linear transposed."""
+    linear = locate(plain, name)[0]
+    return linear.weight if type(linear).__name__ == "Conv1D" else linear.weight.T
+
+
+def has(plain, name):
+    """Return whether a family's table has the site `name` (of any layer)."""
+    return re.sub(r"blocks\.\d+", "blocks.{l}", name) in table(plain).SITES
+
+
+def side_by_side(plain):
+    """Return whether attention and MLP of a block of the language model both read what enters it, as GPT-J's do."""
+    return not has(plain, "blocks.0.ln2.hook_out")
+
+
+def _of_a_part(change, which, index, count):
+    """Return `change` of one of `count` parts of an activation, or of one of `count` calls."""
+    calls = []
+
+    def of_chunk(activation):
+        parts = list(activation.chunk(count, dim=-1))
+        new = change(parts[index])
+        parts[index] = parts[index] if new is None else new
+        return torch.cat(parts, dim=-1)
+
+    def of_call(activation):
+        calls.append(None)
+        return change(activation) if (len(calls) - 1) % count == index else None
+
+    return of_chunk if which == "chunk" else of_call
 
 
 @contextmanager
@@ -250,6 +285,11 @@ def _unpack(module, args, kwargs):
 
 AttentionInterface.register(REFERENCE, _attention)
 AttentionMaskInterface.register(REFERENCE, eager_mask)
+
+
+def route(reference):
+    """Let a model with attention of its own call the one above, where its family's file says how."""
+    getattr(FILES[reference.config.model_type], "route", lambda reference, attention: None)(reference, _attention)
 
 
 def attention_of(reference, name):

@@ -32,6 +32,13 @@ def at_real(inputs, stack):
     return stack[..., inputs.mask("all"), :]
 
 
+def constant(plain):
+    """Return what every position's logits have in common: the final norm's bias, unembedded."""
+    norm, head = raw.locate(plain, "ln_final.hook_out")[0], plain.get_output_embeddings()
+    bias = getattr(norm, "bias", None)
+    return head(torch.zeros_like(norm.weight) if bias is None else bias)
+
+
 @torch.no_grad()
 def test_components_add_up_to_the_plain_models_stream(run):
     inputs, cache, _, stream = run
@@ -73,9 +80,8 @@ def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain)
     inputs, cache, _, _ = run
     heads, width = cache.stack_head_results(layer=2), model.cfg.d_head
     _, seen = raw.read(plain, inputs, ["blocks.1.attn.hook_z"])
-    weight = raw.locate(plain, "blocks.1.attn.hook_z")[0].weight
     z, head = seen["blocks.1.attn.hook_z"], 3
-    truth = z[..., head * width : (head + 1) * width] @ weight[:, head * width : (head + 1) * width].T
+    truth = z[..., head * width : (head + 1) * width] @ raw.weight(plain, "blocks.1.attn.hook_z")[head * width :][:width]
     truth = truth * raw.way_into_stream(plain, inputs, "blocks.1.hook_attn_out")
     raw.same(at_real(inputs, heads[model.cfg.n_heads + head]), at_real(inputs, truth))
 
@@ -83,8 +89,9 @@ def test_one_heads_result_is_its_part_of_a_raw_matrix_product(run, model, plain)
 @torch.no_grad()
 def test_attributions_of_all_components_add_up_to_the_logit_but_for_the_final_norms_bias(run, model, plain):
     inputs, cache, logits, _ = run
-    constant = raw.constant(raw.locate(plain, "ln_final.hook_out")[0])
-    logits = logits - (constant @ plain.get_output_embeddings().weight.T if torch.is_tensor(constant) else constant)
+    bias = constant(plain)
+    torch.testing.assert_close(model.b_U, bias)
+    logits = logits - bias
     real, token, other = inputs.mask("all"), 7, 9
     stacks = [cache.decompose_resid(), cache.get_full_resid_decomposition(expand_neurons=True)]
     for stack in stacks:
@@ -113,6 +120,8 @@ def test_a_component_through_the_final_norm_is_over_the_cached_scale_times_the_g
 @torch.no_grad()
 def test_components_through_a_blocks_norm_add_up_to_its_output_but_for_its_bias(run, plain, mlp_input, name):
     inputs, cache, _, _ = run
+    if raw.side_by_side(plain):
+        name = name.replace("ln2", "ln1")
     parts = cache.decompose_resid(1, mlp_input=mlp_input, apply_ln=True)
     truth = raw.read(plain, inputs, [name])[1][name] - raw.constant(raw.locate(plain, name)[0])
     raw.same(at_real(inputs, parts).sum(0), at_real(inputs, truth))
@@ -127,7 +136,8 @@ def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, mo
     norm, head = raw.locate(plain, "ln_final.hook_out")[0], plain.get_output_embeddings()
     truth = torch.stack([head(norm(each)) for each in stream])
     raw.same(at_real(inputs, model.unembed(accumulated)), at_real(inputs, raw.soft_cap(plain, truth)))
-    raw.same(at_real(inputs, cache.accumulated_resid(apply_ln=True) @ model.W_U), at_real(inputs, truth))
+    normed = cache.accumulated_resid(apply_ln=True) @ model.W_U  # through the whole norm, bias and all
+    raw.same(at_real(inputs, normed + head(torch.zeros_like(stream[0][0, 0]))), at_real(inputs, truth))
     raw.same(model.unembed(accumulated[-1])[real], raw.soft_cap(plain, logits)[real])
 
 
@@ -135,8 +145,8 @@ def test_the_accumulated_stream_and_its_unembedding_are_the_plain_models(run, mo
 def test_neuron_results_are_activation_times_output_weights(run, model, plain):
     inputs, cache, _, _ = run
     _, seen = raw.read(plain, inputs, ["blocks.0.mlp.hook_post"])
-    weight = raw.locate(plain, "blocks.0.mlp.hook_post")[0].weight
-    truth = torch.stack([seen["blocks.0.mlp.hook_post"][..., unit, None] * weight[:, unit] for unit in (0, 5)])
+    weight = raw.weight(plain, "blocks.0.mlp.hook_post")
+    truth = torch.stack([seen["blocks.0.mlp.hook_post"][..., unit, None] * weight[unit] for unit in (0, 5)])
     truth = truth * raw.way_into_stream(plain, inputs, "blocks.0.hook_mlp_out")
     raw.same(at_real(inputs, cache.stack_neuron_results(1)[[0, 5]]), at_real(inputs, truth))
     onto = torch.randn(truth.shape[-1], 2, generator=torch.Generator().manual_seed(0))

@@ -50,13 +50,15 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
 def test_every_read_only_point_can_be_read_and_refuses_an_edit(model):
     inputs = ask(model, "one")  # the last edit is made in place: in inputs that no other test shares
     refused = [name for name in model.hook_names if lookup(name, model.points.read_only) is not None]
-    assert refused
+    read_whole = [live > len(model.widths[tower]) for tower, live in model.family.live_layers(model.hf_model.config).items()]
+    assert refused or all(read_whole)
     for name in refused:
         model.run_with_hooks(inputs, fwd_hooks=[(name, nothing)])
         with leaves_no_hooks(model), pytest.raises(InertHook, match=r"read but not edited.*: edit .+ instead"):
             model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook: x * 2)])
-    with pytest.raises(InertHook, match="read but not edited"):  # an edit in place is an edit too
-        model.run_with_hooks(inputs, fwd_hooks=[(refused[-1], lambda x, hook: wipe(x))])
+    for name in refused[-1:]:
+        with pytest.raises(InertHook, match="read but not edited"):  # an edit in place is an edit too
+            model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook: wipe(x))])
 
 
 @torch.no_grad()

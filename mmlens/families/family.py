@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformers import AutoProcessor
 
@@ -19,24 +20,24 @@ class UnsupportedModel(ValueError):
 class Family:
     """One architecture.
 
-    `model_class` is transformers' class; `takes` the media that it reads. `adapter(config)` returns the class that tells
-    TransformerLens where the parts are; `renames` maps the beginnings of TransformerLens' hook names to ours
-    (`vision_encoder.encoder_layers.` -> `vision.blocks.`; `{l}` is a layer's number). `check(config)` raises
+    `model_class` is transformers' class (by its name, or one of ours); `takes` the media that it reads. `adapter(config)`
+    returns the class that tells TransformerLens where the parts are; `renames` maps the beginnings of TransformerLens' hook
+    names to ours (`vision_encoder.encoder_layers.` -> `vision.blocks.`; `{l}` is a layer's number). `check(config)` raises
     UnsupportedModel for a setting that is not understood; `encode(processor, text, media)` returns one example as a Row;
     `load_processor(**source)` returns what `encode` is given. `live_layers(config)` says how many blocks of each tower
     reach the output (a tower that it leaves out is read behind its last block, whose `hook_resid_post` then counts too).
-    `dead` (never fires) and `read_only` (fires, but the model has moved on) map hook points, globs of our names, to what
-    to use. `prepare(model)` changes the transformers model before it is wrapped, where its code would hide something;
+    `dead` (never fires) and `read_only` (fires, but the model has moved on) map hook points, globs of our names, to what to
+    use. `prepare(model)` changes the transformers model before it is wrapped, where its code would hide something;
     `settle(processor, config)` gives the processor what `encode` needs of the model's configuration, and raises
-    UnsupportedModel where they disagree. `join(model, kwargs)` returns what `model` is called with, such that no tower
-    runs twice: a point fires once in a run.
+    UnsupportedModel where they disagree. `join(model, kwargs)` returns what `model` is called with, such that no tower runs
+    twice: a point fires once in a run.
 
     `first_position` is what the model counts its first real position as, None where it counts by itself; `answer` what its
     `stream` numbers are at an answer's tokens; `echoes` says whether its `generate` returns the prompt too.
     """
 
     model_type: str
-    model_class: str
+    model_class: str | type
     takes: tuple[Modality, ...]
     adapter: Callable[[Any], type[ArchitectureAdapter]]
     check: Callable[[Any], None]
@@ -52,6 +53,11 @@ class Family:
     first_position: int | None = 0
     answer: Mapping[str, int] = field(default_factory=dict)
     echoes: bool = True
+
+    @property
+    def loads(self) -> Any:
+        """The class of its transformers model."""
+        return getattr(transformers, self.model_class) if isinstance(self.model_class, str) else self.model_class
 
     @property
     def architecture(self) -> str:

@@ -111,9 +111,24 @@ class TowerBlock(GeneralizedComponent):
         "hook_mlp_out": "mlp.hook_out",
     }
 
-    def __init__(self, name: str, *, ln1: str, attn: AttentionBridge, ln2: str, mlp: MLPBridge) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        ln1: str,
+        attn: AttentionBridge,
+        ln2: str,
+        mlp: MLPBridge,
+        added: tuple[str, str] | None = None,
+    ) -> None:
+        """`added`: the modules whose outputs attention and the MLP add to the stream, where those are not their own."""
         norms = {"ln1": GeneralizedComponent(name=ln1), "ln2": GeneralizedComponent(name=ln2)}
-        super().__init__(name, submodules={"ln1": norms["ln1"], "attn": attn, "ln2": norms["ln2"], "mlp": mlp})
+        parts: dict[str, GeneralizedComponent] = {"ln1": norms["ln1"], "attn": attn, "ln2": norms["ln2"], "mlp": mlp}
+        overrides: dict[str, str] = {}
+        for branch, path in zip(("attn", "mlp"), added or (), strict=False):
+            parts[f"{branch}_added"] = GeneralizedComponent(name=path)
+            overrides[f"hook_{branch}_out"] = f"{branch}_added.hook_out"
+        super().__init__(name, submodules=parts, hook_alias_overrides=overrides or None)
 
 
 class Projector(GeneralizedComponent):

@@ -65,12 +65,14 @@ def decoder(words: Any, *, d_model: int, d_mlp: int, layers: int, heads: int, kv
 
 
 def roughen(model: torch.nn.Module) -> None:
-    """Make what random initialisation leaves trivial (norm gains of 1, zero biases) differ, and effects visible."""
+    """Make what random initialisation leaves trivial (norm gains of 1, biases and tables of 0) differ: effects are seen."""
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    gains = {id(norm.weight) for norm in norms if isinstance(getattr(norm, "weight", None), torch.Tensor)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name.lower() and name.endswith("weight"):
+        for parameter in model.parameters():
+            if id(parameter) in gains:
                 parameter.uniform_(0.5, 1.5)
-            elif parameter.ndim == 1:
+            elif parameter.ndim == 1 or not parameter.any():
                 parameter.normal_(std=0.1)
             else:
                 parameter.mul_(4.0)
