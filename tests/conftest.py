@@ -13,10 +13,11 @@ from mmlens.families import family_of
 from mmlens.organisms import CHECKPOINTS
 from mmlens.testing import FAMILIES, tiny
 
+FOCUSED = ("prefix-opt", "prefix-llama")  # of one family with two others: test_prefix.py has tests of these
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 
-@pytest.fixture(scope="session", params=[*FAMILIES, *CHECKPOINTS])
+@pytest.fixture(scope="session", params=[*(name for name in FAMILIES if name not in FOCUSED), *CHECKPOINTS])
 def folder(request, tmp_path_factory):
     target = tmp_path_factory.mktemp(request.param)
     if request.param in FAMILIES:

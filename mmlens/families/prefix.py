@@ -204,9 +204,8 @@ def read_limber(path: str | Path, *, d_model: int | None = None, d_tower: int | 
         raise ValueError(f"a LiMBeR projection is the state_dict of one linear map (weight, bias); {path} holds {got}")
     weight, bias = plain["weight"], plain["bias"]
     if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"a linear map has a weight [out, in] and a bias [out], got {list(weight.shape)}, {list(bias.shape)}"
-        )
+        shapes = f"{list(weight.shape)} and {list(bias.shape)}"
+        raise ValueError(f"a linear map has a weight [d_model, d_tower] and a bias [d_model], got {shapes}")
     for name, wanted, got in (("d_model", d_model, weight.shape[0]), ("d_tower", d_tower, weight.shape[1])):
         if wanted not in (None, got):
             raise ValueError(f"{path} maps {weight.shape[1]} to {weight.shape[0]} numbers, which is not {name} = {wanted}")

@@ -140,7 +140,7 @@ class PrefixModel(PreTrainedModel, GenerationMixin):
         features = self.get_image_features(pixel_values).to(embedded)
         if int(held.sum()) != features.shape[0] * features.shape[1]:
             raise ValueError(
-                f"every placeholder takes one feature: got {int(held.sum())} placeholders, and {features.shape[0]} picture(s) "
+                f"every placeholder takes one feature: got {int(held.sum())} placeholders and {features.shape[0]} pictures "
                 f"of {features.shape[1]} features. Let the processor write the placeholders"
             )
         return embedded.masked_scatter(held[..., None], features)

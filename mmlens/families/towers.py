@@ -32,9 +32,7 @@ class Tower:
 
 
 _CLIP: dict[str, Any] = dict(blocks="encoder.layers", ln1="layer_norm1", attn="self_attn", o="out_proj", ln2="layer_norm2")
-_VIT: dict[str, Any] = dict(
-    blocks="layers", ln1="layernorm_before", attn="attention", o="o_proj", ln2="layernorm_after", cls=True
-)
+_VIT: dict[str, Any] = dict(blocks="layers", ln1="layernorm_before", attn="attention", o="o_proj", ln2="layernorm_after")
 TOWERS: dict[str, Tower] = {
     "clip_vision_model": Tower(**_CLIP, cls=True, pre_norm="pre_layrnorm"),
     "siglip_vision_model": Tower(**_CLIP, cls=False, post_norm="post_layernorm"),

@@ -4,8 +4,8 @@ A family's file has `SITES`, hook names and submodules with `{l}` for the layer,
 each tower and of the language model (of `blocks.{l}`; a second one in a block has its own name behind it); `of(config)`
 returns both where they depend on it. It may have `ECHOES` (False where `generate` returns new tokens only), `POST_NORM`
 (the prefixes of towers whose stream is normalised after each sum), `TEXT` (the part that reads a text without media, where
-the whole model can't), and, where positions see later ones, `ahead(inputs, row)`, which says which, [query][key]; where a model
-has attention of its own, `route(reference, attention)` lets it call `attention`. Nothing here imports mmlens.
+the whole model can't), and, where positions see later ones, `ahead(inputs, row)`, which says which, [query][key]; where a
+model has attention of its own, `route(reference, attention)` lets it call `attention`. Nothing here imports mmlens.
 """
 
 from importlib import import_module

@@ -1,5 +1,6 @@
 """Pictoworld: a small world of drawn scenes with exact masks, on which the shipped checkpoints were trained."""
 
+from mmlens.organisms.pictoworld.network import parts
 from mmlens.organisms.pictoworld.scenes import (
     Object,
     Pair,
@@ -29,6 +30,7 @@ __all__ = [
     "domain_pairs",
     "first_token",
     "pairs",
+    "parts",
     "scenes",
     "shuffled",
 ]

@@ -12,6 +12,7 @@ from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -129,6 +130,27 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Writes model and processor so that transformers loads them by the folder alone."""
     model.save_pretrained(folder)
     build_processor().save_pretrained(folder)
+
+
+def parts(name: str = "pictoworld-frozen") -> dict[str, Any]:
+    """The checkpoint `name` as the parts that `HookedMLLM.from_parts` takes: its Llama, its tower, and the map between.
+
+    Its projector is two linear maps with nothing between them, so one.
+    """
+    folder = Path(__file__).parent / "checkpoints" / name
+    whole: Any = LlavaForConditionalGeneration.from_pretrained(folder)
+    processor: Any = LlavaProcessor.from_pretrained(folder)
+    language = LlamaForCausalLM(whole.config.text_config)
+    language.model, language.lm_head = whole.model.language_model, whole.lm_head
+    first, second = whole.model.multi_modal_projector.linear_1, whole.model.multi_modal_projector.linear_2
+    return {
+        "language_model": language.eval(),
+        "vision_tower": whole.model.vision_tower,
+        "projector": (second.weight @ first.weight, second.weight @ first.bias + second.bias),
+        "tokenizer": processor.tokenizer,
+        "image_processor": processor.image_processor,
+        "feature_layer": whole.config.vision_feature_layer,
+    }
 
 
 def _initialise_attention(attention: Any) -> None:
