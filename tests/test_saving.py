@@ -6,6 +6,7 @@ import torch
 from conftest import unhooked
 from safetensors.torch import load_file
 from support import ask
+from test_loading import EVERYTHING_ON_DISK
 
 from mmlens import HookedMLLM, hooks
 
@@ -40,8 +41,6 @@ def test_an_edited_weight_is_saved_and_a_hook_is_not(small_folder, tmp_path):
 
 
 def test_a_model_that_is_not_in_memory_is_not_saved(small_folder, tmp_path):
-    model = HookedMLLM.from_pretrained(
-        small_folder, device_map={"": "cpu", "model.language_model.layers.2": "disk"}, offload_folder=tmp_path / "away"
-    )
+    model = HookedMLLM.from_pretrained(small_folder, device_map=EVERYTHING_ON_DISK, offload_folder=tmp_path / "away")
     with pytest.raises(ValueError, match="packed or offloaded"):
         model.save_pretrained(tmp_path / "saved")

@@ -14,7 +14,7 @@ def plain(hooked: Any, kind: Any) -> Any:
     The weights are shared, not copied, and what is not saved (rotary frequencies) is not there: it is for saving.
     """
     config = copy.deepcopy(hooked.config)
-    config._attn_implementation = "sdpa"  # ours is not for the saved model
+    config._attn_implementation = "eager"  # which every model has; it is not saved
     with torch.device("meta"):
         model = kind(config)
     weights = {name: _tensor(hooked, name) for name in model.state_dict()}

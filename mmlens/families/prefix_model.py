@@ -87,12 +87,15 @@ class PrefixModel(PreTrainedModel, GenerationMixin):
         """Put another unembedding in place."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def set_attn_implementation(self, attn_implementation: str, **options: Any) -> None:  # pyright: ignore
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **options: Any) -> None:
         """Choose how the tower and the language model compute attention; one that has only its own (GPT-J) keeps it."""
-        self.config._attn_implementation_internal = attn_implementation
-        for part in (self.vision_tower, self.language_model):
-            if part._can_set_attn_implementation():
-                part.set_attn_implementation(attn_implementation, **options)
+        chosen: Any = attn_implementation
+        if isinstance(chosen, str):
+            chosen = dict.fromkeys(("", "vision_config", "text_config"), chosen)
+        self.config._attn_implementation_internal = chosen.get("", self.config._attn_implementation)
+        for name, part in (("vision_config", self.vision_tower), ("text_config", self.language_model)):
+            if name in chosen and part._can_set_attn_implementation():
+                part.set_attn_implementation(chosen[name], **options)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Return what each picture's positions hold: tower features, projected into the language model's stream."""
