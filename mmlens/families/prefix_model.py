@@ -87,7 +87,9 @@ class PrefixModel(PreTrainedModel, GenerationMixin):
         """Put another unembedding in place."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], **options: Any) -> None:
+    def set_attn_implementation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, attn_implementation: str | dict[str, Any], **options: Any
+    ) -> None:
         """Choose how the tower and the language model compute attention; one that has only its own (GPT-J) keeps it."""
         chosen: Any = attn_implementation
         if isinstance(chosen, str):
