@@ -6,18 +6,15 @@ from pathlib import Path
 import pytest
 import raw
 import torch
-import transformers
-from support import KINDS, ask, load
+from support import KINDS, ask, load, unhooked
 
-from mmlens.families import family_of
 from mmlens.organisms import CHECKPOINTS
 from mmlens.testing import FAMILIES, tiny
 
-FOCUSED = ("prefix-opt", "prefix-llama")  # of one family with two others: test_prefix.py has tests of these
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 
-@pytest.fixture(scope="session", params=[*(name for name in FAMILIES if name not in FOCUSED), *CHECKPOINTS])
+@pytest.fixture(scope="session", params=[*FAMILIES, *CHECKPOINTS])
 def folder(request, tmp_path_factory):
     target = tmp_path_factory.mktemp(request.param)
     if request.param in FAMILIES:
@@ -26,12 +23,6 @@ def folder(request, tmp_path_factory):
     if not (source / "model.safetensors").is_file():
         pytest.skip(f"{request.param} has not been trained yet")
     return Path(shutil.copytree(source, target, dirs_exist_ok=True))
-
-
-def unhooked(folder, **options):
-    """Return transformers' own model of the weights in a folder."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    return family_of(config.model_type).loads.from_pretrained(folder, **options).eval()
 
 
 @pytest.fixture(scope="session")

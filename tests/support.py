@@ -4,9 +4,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from mmlens import HookedMLLM
+from mmlens.families import family_of
 
 KINDS = ("one", "text", "padded", "mixed", "two")
 
@@ -90,3 +92,9 @@ def leaves_no_hooks(model):
     before = hook_count(model)
     yield
     assert hook_count(model) == before
+
+
+def unhooked(folder, **options):
+    """Return transformers' own model of the weights in a folder."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return family_of(config.model_type).loads.from_pretrained(folder, **options).eval()

@@ -3,9 +3,8 @@
 import pytest
 import raw
 import torch
-from conftest import unhooked
 from safetensors.torch import load_file
-from support import ask
+from support import ask, unhooked
 from test_loading import EVERYTHING_ON_DISK
 
 from mmlens import HookedMLLM, hooks

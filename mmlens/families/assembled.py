@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin, SiglipImageProcessor
-from transformers.utils.hub import cached_file
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, SiglipImageProcessor
 from transformers.utils.import_utils import is_torchvision_available
 
 from mmlens.families.family import UnsupportedModel, one_of
+from mmlens.families.frames import written_settings
 
 SETTINGS = "processor_config.json"
 
@@ -54,11 +54,7 @@ class Assembled:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **source: Any) -> "Assembled":
         """Return the processor that a folder or a hub id describes."""
         path = str(pretrained_model_name_or_path)
-        settings, _ = ProcessorMixin.get_processor_dict(path, **source)
-        video = settings.get("video_processor")
-        for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
-            if video is None and (found := cached_file(path, file, _raise_exceptions_for_missing_entries=False, **source)):
-                video = json.loads(Path(found).read_text())
+        settings, video = written_settings(path, **source)
         return cls(
             AutoImageProcessor.from_pretrained(path, **source),
             AutoTokenizer.from_pretrained(path, **source),

@@ -1,49 +1,32 @@
 """Qwen-VL's processors where torchvision is missing: transformers' own, with the frames of a video prepared by Pillow.
 
-transformers' processor loads its video part from torchvision alone. Here it is given `Frames` instead, which does the same
+transformers' processor loads its video part from torchvision alone. Here it is given `Patches` instead, which does the same
 to a list of pictures; text, placeholders, timestamps and token types stay transformers' own code. Where torchvision is
 installed, transformers' whole processor is used.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
-from transformers.processing_utils import VideosKwargs
-from transformers.utils.hub import cached_file
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 
-Resize = Callable[["Frames", int, int, int], tuple[int, int]]
+from mmlens.families.frames import Frames, WithFrames, written_settings
+
+Resize = Callable[["Patches", int, int, int], tuple[int, int]]
 
 
-class Frames:
-    """What makes patches of a video's frames; its settings are those of transformers' own video processor.
-
-    `resize(self, frames, height, width)` says which size the frames are shown in.
-    """
-
-    _auto_class = None
-    valid_kwargs = VideosKwargs
+class Patches(Frames):
+    """What makes patches of a video's frames; `resize(self, frames, height, width)` says which size they are shown in."""
 
     def __init__(self, resize: Resize, **settings: Any) -> None:
+        super().__init__(settings)
         self._resize = resize
-        self.settings = settings
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "settings" or name not in self.settings:
-            raise AttributeError(f"the video processor has no setting {name!r}")
-        return self.settings[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings, as transformers' own video processor saves them."""
-        return dict(self.settings)
 
     def __call__(
         self, videos: Any, *, video_metadata: Sequence[Any], do_sample_frames: bool = False, **options: Any
@@ -86,20 +69,6 @@ class Frames:
         return torch.from_numpy(patches.reshape(math.prod(grid), -1).copy()), grid
 
 
-class WithFrames(ProcessorMixin):
-    """The part of a processor that lets `Frames` be its video processor."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Return the class that an argument must have; `Frames` stands for any video processor."""
-        if isinstance(argument, Frames):
-            return Frames
-        return super().check_argument_for_proper_class(argument_name, argument)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is saved, which transformers' own processor loads too."""
-        return {**super().to_dict(), "video_processor": self.video_processor.to_dict()}
-
-
 def assemble(real: type, *, image_processor: Any, tokenizer: Any, frames: Frames, chat_template: str | None) -> Any:
     """Return a processor that is `real` in all but its video part, and is saved under its name."""
     made: Any = type(real.__name__, (WithFrames, real), {"__doc__": real.__doc__, "__init__": real.__init__})
@@ -113,26 +82,18 @@ def load(real: type, resize: Resize, defaults: dict[str, Any], **source: Any) ->
     """
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(**source)
-    written, _ = ProcessorMixin.get_processor_dict(**source)
-    settings = written.get("video_processor") or _settings(**source)
+    path = source.pop("pretrained_model_name_or_path")
+    written, settings = written_settings(path, **source)
+    if settings is None:
+        raise OSError(f"no video settings at {path}: expected processor_config.json or preprocessor_config.json")
     for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         if settings.get(old) is not None:  # as files said it before transformers 5
             settings["size"] = {**defaults["size"], **(settings.get("size") or {}), edge: settings[old]}
     known = {name: value for name, value in settings.items() if not name.startswith(("image_processor", "processor_class"))}
     return assemble(
         real,
-        image_processor=AutoImageProcessor.from_pretrained(**source),
-        tokenizer=AutoTokenizer.from_pretrained(**source),
-        frames=Frames(resize, **{**defaults, **known, "video_processor_type": defaults["video_processor_type"]}),
+        image_processor=AutoImageProcessor.from_pretrained(path, **source),
+        tokenizer=AutoTokenizer.from_pretrained(path, **source),
+        frames=Patches(resize, **{**defaults, **known, "video_processor_type": defaults["video_processor_type"]}),
         chat_template=written.get("chat_template"),
     )
-
-
-def _settings(**source: Any) -> dict[str, Any]:
-    """Return the settings of the video part, from its own file or, in older folders, from the image part's."""
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        path = source["pretrained_model_name_or_path"]
-        rest = {key: value for key, value in source.items() if key != "pretrained_model_name_or_path"}
-        if found := cached_file(path, name, **rest, _raise_exceptions_for_missing_entries=False):
-            return json.loads(Path(found).read_text())
-    raise OSError(f"no video settings in {source}: expected processor_config.json or preprocessor_config.json")

@@ -1,26 +1,24 @@
 """SmolVLM 2: Idefics3's tiles, and videos whose frames are pictures of one tile behind the time at which they are shown.
 
-transformers loads the video part of its processor from torchvision alone. Where that is missing, the part is `Frames`, which
-does the same to a list of pictures; text and placeholders stay transformers' own code.
+transformers loads the video part of its processor from torchvision alone. Where that is missing, the part is `Pictures`,
+which does the same to a list of pictures; text and placeholders stay transformers' own code.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.processing_utils import VideosKwargs
-from transformers.utils.hub import cached_file
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 
 from mmlens.families import idefics3
 from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
+from mmlens.families.frames import Frames, WithFrames, written_settings
 from mmlens.grid import Tiles
 from mmlens.inputs import Modality, Row
 from mmlens.media import Media, Video
@@ -41,27 +39,15 @@ VIDEO: dict[str, Any] = {  # what transformers' video processor has where the fi
 }
 
 
-class Frames:
+class Pictures(Frames):
     """What resizes a video's frames, as transformers' own video processor does; `settings` are those that it has."""
-
-    _auto_class = None
-    valid_kwargs = VideosKwargs
 
     def __init__(self, **settings: Any) -> None:
         own = {name: value for name, value in settings.items() if name in VIDEO and value is not None}
         sampling = settings.get("video_sampling")
         if sampling:  # how published checkpoints say it
             own = {"size": sampling["video_size"], **own, "num_frames": sampling["max_frames"], "fps": sampling["fps"]}
-        self.settings = {**VIDEO, **own, "video_processor_type": VIDEO["video_processor_type"]}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "settings" or name not in self.settings:
-            raise AttributeError(f"the video processor has no setting {name!r}")
-        return self.settings[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings, as transformers' own video processor saves them."""
-        return dict(self.settings)
+        super().__init__({**VIDEO, **own, "video_processor_type": VIDEO["video_processor_type"]})
 
     def __call__(self, videos: Any, *, video_metadata: Sequence[Any], **options: Any) -> dict[str, Any]:
         """Return pixels [video, frame, channel, height, width], shorter videos filled up with zeros, and the metadata."""
@@ -76,64 +62,24 @@ class Frames:
         }
 
 
-class SmolVLMProcessor(processing_smolvlm.SmolVLMProcessor):
-    """transformers' own processor with `Frames` for its video part; it is saved under the same name."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Return the class that an argument must have; `Frames` stands for any video processor."""
-        return Frames if isinstance(argument, Frames) else super().check_argument_for_proper_class(argument_name, argument)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is saved, which transformers' own processor loads too."""
-        return {**super().to_dict(), "video_processor": self.video_processor.to_dict()}
+class SmolVLMProcessor(WithFrames, processing_smolvlm.SmolVLMProcessor):
+    """transformers' own processor with `Pictures` for its video part; it is saved under the same name."""
 
 
 def load_processor(pretrained_model_name_or_path: str | Path, **source: Any) -> Any:
     """Return the processor in a folder or at a hub id: transformers' own where torchvision is installed, or ours."""
-    spell_numbers()
     path = str(pretrained_model_name_or_path)
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(path, **source)
-    written, _ = ProcessorMixin.get_processor_dict(path, **source)
-    video = written.get("video_processor")
-    for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        if video is None and (found := cached_file(path, file, _raise_exceptions_for_missing_entries=False, **source)):
-            video = json.loads(Path(found).read_text())
+    written, video = written_settings(path, **source)
     made: Any = SmolVLMProcessor(
         AutoImageProcessor.from_pretrained(path, **source),
         AutoTokenizer.from_pretrained(path, **source),
-        Frames(**(video or {})),
+        Pictures(**(video or {})),
         image_seq_len=written.get("image_seq_len", 169),
         chat_template=written.get("chat_template"),
     )
     return made
-
-
-def spell_numbers() -> None:
-    """Let transformers write the number of frames in words where the package that it asks for is missing."""
-    module: Any = processing_smolvlm
-    if module.num2words is None:
-        module.num2words = in_words
-
-
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
-
-
-def in_words(number: int) -> str:
-    """Return a number below a million in English words: "two thousand, one hundred and forty-six"."""
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10] + (f"-{_ONES[number % 10]}" if number % 10 else "")
-    if number < 1000:
-        return f"{_ONES[number // 100]} hundred" + (f" and {in_words(number % 100)}" if number % 100 else "")
-    rest = number % 1000
-    joint = " and " if 0 < rest < 100 else ", "
-    return f"{in_words(number // 1000)} thousand" + (f"{joint}{in_words(rest)}" if rest else "")
 
 
 def settle(processor: Any, config: Any) -> None:

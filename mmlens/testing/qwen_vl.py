@@ -56,7 +56,7 @@ def _processor(words: Any, real: type, resize: Any, defaults: dict[str, Any], *,
         real,
         image_processor=Qwen2VLImageProcessorPil(size=dict(size), **sizes, **norm),
         tokenizer=words,
-        frames=qwen_processor.Frames(resize, **{**defaults, **sizes, "size": {**size, "longest_edge": budget * most}}),
+        frames=qwen_processor.Patches(resize, **{**defaults, **sizes, "size": {**size, "longest_edge": budget * most}}),
         chat_template=CHAT_TEMPLATE,
     )
 

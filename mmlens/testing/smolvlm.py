@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor
 
-from mmlens.families.smolvlm import Frames, SmolVLMProcessor, spell_numbers
+from mmlens.families.smolvlm import Pictures, SmolVLMProcessor
 from mmlens.testing.idefics3 import CHAT_TEMPLATE, sizes, tile_tokenizer
 
 WORDS = (
@@ -24,8 +24,7 @@ def _smolvlm(
         size={"longest_edge": 2 * image_size}, max_image_size=tile, do_image_splitting=splits
     )
     positions = (image_size // tower["patch_size"] // made["scale_factor"]) ** 2
-    spell_numbers()
-    frames: Any = Frames(size=tile, max_image_size=tile, video_sampling=dict(fps=1, max_frames=64, video_size=tile))
+    frames: Any = Pictures(size=tile, max_image_size=tile, video_sampling=dict(fps=1, max_frames=64, video_size=tile))
     processor = SmolVLMProcessor(images, words, frames, image_seq_len=positions, chat_template=CHAT_TEMPLATE)
     config_class: Any = SmolVLMConfig
     model: Any = SmolVLMForConditionalGeneration(config_class(**made))

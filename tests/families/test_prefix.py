@@ -5,8 +5,7 @@ import copy
 import pytest
 import raw
 import torch
-from conftest import unhooked
-from support import ask, load, picture
+from support import ask, load, picture, unhooked
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,

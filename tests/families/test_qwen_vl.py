@@ -477,7 +477,7 @@ def test_frames_are_capped_where_the_settings_say_so():
     settings = {**FAMILIES["qwen2_vl"].load_processor.args[2], "max_video_tokens": 1000}
     small, whole = (
         FAMILIES["qwen2_vl"].load_processor.args[1](
-            qwen_processor.Frames(lambda *_: (0, 0), **{**settings, "cap_pixels_per_frame": cap}), 10, 1000, 2000
+            qwen_processor.Patches(lambda *_: (0, 0), **{**settings, "cap_pixels_per_frame": cap}), 10, 1000, 2000
         )
         for cap in (True, False)
     )

@@ -62,24 +62,6 @@ def test_rows_equal_what_transformers_own_processor_gave_where_torchvision_was(s
     assert int((~padding).sum()) == inputs.tower["pixel_values"].shape[1]
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (1, "one"),
-        (14, "fourteen"),
-        (30, "thirty"),
-        (64, "sixty-four"),
-        (100, "one hundred"),
-        (512, "five hundred and twelve"),
-        (1000, "one thousand"),
-        (2001, "two thousand and one"),
-        (12146, "twelve thousand, one hundred and forty-six"),
-    ],
-)
-def test_frames_are_counted_in_words_as_the_model_was_taught(number, words):
-    assert smolvlm.in_words(number) == words
-
-
 def test_a_video_is_told_with_its_length_and_the_time_of_each_frame(processor):
     """The tokens that are recorded say the same; this is to be read."""
     seen = []
@@ -197,7 +179,7 @@ def test_published_files_are_read_as_transformers_reads_them(smol, processor, tm
     frames = read.video_processor
     assert (read.image_seq_len, frames.fps, frames.num_frames) == (4, 2, 64)
     assert dict(frames.size) == dict(old["size"]) and dict(frames.max_image_size) == {"longest_edge": 24}
-    assert smolvlm.Frames(video_sampling=old["video_sampling"]).size == {"longest_edge": 96}
+    assert smolvlm.Pictures(video_sampling=old["video_sampling"]).size == {"longest_edge": 96}
     assert read.chat_template == smol.processor.chat_template
     with pytest.raises(AttributeError, match="no setting 'crop'"):
         _ = frames.crop
@@ -214,7 +196,7 @@ def test_the_published_checkpoints_settings_are_understood(processor, edge, patc
     )
     tile = {"longest_edge": edge}
     processor.image_processor.size, processor.image_processor.max_image_size = {"longest_edge": 4 * edge}, tile
-    processor.video_processor = smolvlm.Frames(
+    processor.video_processor = smolvlm.Pictures(
         max_image_size=tile, video_sampling=dict(fps=1, max_frames=64, video_size=tile)
     )
     processor.image_seq_len = positions
