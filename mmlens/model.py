@@ -21,10 +21,10 @@ from mmlens.cache import ActivationCache
 from mmlens.families import family_of, prefix
 from mmlens.families.plain import plain
 from mmlens.hooks import STEP, Hook, feed, module_of, neuron_hook
-from mmlens.inputs import Inputs, Row
+from mmlens.inputs import Inputs
 from mmlens.liveness import HookPoints, InertHook, Watch, guard
 from mmlens.loading import best_device, load
-from mmlens.media import Media, media_per_row
+from mmlens.prompts import check_length, rows_of
 from mmlens.results import hash_weights
 from mmlens.weights import Stored, device_of, is_offloaded, is_packed, output_rows, units, versions, weight_of
 
@@ -169,39 +169,12 @@ class HookedMLLM:
         family's convention has it. Raises ValueError where texts, media and placeholders do not match, and for a kind of
         media that the model does not take.
         """
-        texts, single = _strings(text, "text"), isinstance(text, str)
-        given = {"image": images, "video": videos, "audio": audio}
-        for kind, media in given.items():
-            if media is not None and kind not in self.family.takes:
-                takes = " and ".join(self.family.takes)
-                raise ValueError(f"a {self.family.model_type} model takes {takes}, got {kind}: leave it out")
-        per_row = media_per_row(len(texts), single=single, images=images, videos=videos, audio=audio)
-        answers = [answer] * len(texts) if isinstance(answer, str) else _strings(answer, "answer")
-        if len(answers) != len(texts):
-            raise ValueError(
-                f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s). Give as many, or one for all"
-            )
-        rows = [self._row(*row, chat=chat) for row in zip(texts, per_row, answers, strict=True)]
+        media: dict[str, Any] = dict(images=images, videos=videos, audio=audio)
+        rows = rows_of(self.family, self.processor, text, **media, chat=chat, answer=answer)
         pad = self.tokenizer.pad_token_id
         inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
-        self._check_length(inputs)
+        check_length(inputs, self.hf_model.config)
         return inputs.to(self.device)
-
-    def _row(self, text: str, media: Media, answer: str, *, chat: bool) -> Row:
-        if not text.strip() and not media.all():
-            raise ValueError("an input holds text or media, got an empty text and no media: leave that row out")
-        if chat:
-            if not getattr(self.processor, "chat_template", None):
-                raise ValueError(f"{self.name} has no chat template: leave chat out and write the whole prompt yourself")
-            counts = {"image": len(media.images), "video": len(media.videos), "audio": len(media.audio)}
-            content = [{"type": kind} for kind, count in counts.items() for _ in range(count)]
-            turn = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-            text = self.processor.apply_chat_template([turn], add_generation_prompt=True)
-            if self.bridge.cfg.tokenizer_prepends_bos:  # a template may begin with it: one is enough
-                text = text.removeprefix(self.tokenizer.bos_token)
-        row = self.family.encode(self.processor, text, media)
-        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-        return row.answered(ids, **self.family.answer)
 
     # ---------------------------------------------------------------- running
 
@@ -473,31 +446,9 @@ class HookedMLLM:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first}
 
-    def _check_length(self, inputs: Inputs) -> None:
-        """Raise ValueError for more positions than the language model was made for."""
-        text: Any = self.hf_model.config.get_text_config(decoder=True)
-        rope, most = getattr(text, "rope_parameters", None) or {}, getattr(text, "max_position_embeddings", None)
-        stretched = rope.get("factor", 1.0)  # a table per kind of layer has none of its own
-        if most is not None and inputs.tokens.shape[1] > (most := int(most * max(stretched, 1.0))):
-            raise ValueError(
-                f"{self.name} reads at most {most} positions, got {inputs.tokens.shape[1]} ({inputs}): shorten the text, or "
-                "give fewer or smaller media"
-            )
-
     def _note_run(self, inputs: Inputs) -> None:
         for watch in self._watchers:
             watch.ran, watch.media = True, watch.media or bool(inputs.tower)
-
-
-def _strings(given: Any, what: str) -> list[str]:
-    """Return one string or several as a list. Raises TypeError for anything else."""
-    strings = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else None
-    wrong = next((one for one in strings if not isinstance(one, str)), None) if strings is not None else given
-    if strings is None or not all(isinstance(one, str) for one in strings):
-        raise TypeError(
-            f"{what} is a string or a list of strings, got a {type(wrong).__name__}: tokens and bytes are decoded first"
-        )
-    return strings
 
 
 def _check_inputs(inputs: Any) -> None:

@@ -517,7 +517,12 @@ def pickled(folder):
 @table(
     [
         ("another architecture", other_architecture, UnsupportedModel, ["model types", "llava", "this model is a 'bert'"]),
-        ("code of the repository's own", told(model_type="mplug_owl2"), UnsupportedModel, ["llava", "'mplug_owl2'"]),
+        (
+            "code of the repository's own",
+            told(model_type="mplug_owl2"),
+            UnsupportedModel,
+            ["'mplug_owl2'", "not in transformers", "would need"],
+        ),
         ("an unknown setting", told(vision_feature_select_strategy="cls"), UnsupportedModel, ["select_strategy", "got cls"]),
         ("an unknown tower", told(vision_config__model_type="vit"), UnsupportedModel, ["vision_config.model_type", "'vit'"]),
         (
