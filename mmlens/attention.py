@@ -35,6 +35,16 @@ def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint, **parts: Ho
         module.register_forward_pre_hook(_whole_row, with_kwargs=True)
 
 
+def attach_all(bridge: nn.Module) -> None:
+    """Let every attention module that a component of `bridge` wraps find that component's hook points."""
+    for component in bridge.modules():
+        scores, pattern = getattr(component, "hook_attn_scores", None), getattr(component, "hook_pattern", None)
+        module = getattr(component, "original_component", None)
+        if isinstance(scores, HookPoint) and isinstance(pattern, HookPoint) and isinstance(module, nn.Module):
+            fused = {part: component._modules.get(f"hook_{part}") for part in "qkv"}
+            attach(module, scores, pattern, **{part: p for part, p in fused.items() if isinstance(p, HookPoint)})
+
+
 def _whole_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return arguments that make one chunk of a packed row, where somebody looks; its real chunks stay on the module."""
     scores, pattern, parts = getattr(module, _POINTS)

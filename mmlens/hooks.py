@@ -5,13 +5,14 @@ a new tensor, or None if it only reads; nothing is edited in place. `where` is a
 positions (None: every position at every step), so during generation it acts at prefill only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlens.neurons import Neurons
 
@@ -161,6 +162,25 @@ def permute(where: Bool[Tensor, "batch pos"], *, seed: int) -> HookFn:
         return edited
 
     return shuffle
+
+
+@contextmanager
+def counted_runs(first_block: nn.Module) -> Iterator[None]:
+    """Tell hooks, for the length of a generation, which of its runs this is: masks are about the first, the prompt's."""
+    runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal runs
+        STEP.set(runs)
+        runs += 1
+
+    before = STEP.set(0)
+    handle = first_block.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+        STEP.reset(before)
 
 
 def module_of(name: str) -> str:

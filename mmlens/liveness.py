@@ -1,7 +1,7 @@
 """What is known about hook points: which never fire, which fire too late for an edit, and what to use instead."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -31,6 +31,9 @@ DEAD_WITH_NATIVE_ATTENTION = {
     "rotary_emb.hook_out": "rotary_emb.hook_cos and rotary_emb.hook_sin",
 }
 READ_ONLY = {"rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin"}
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+LEFT_OUT = (".hook_pattern", ".hook_attn_scores")
 
 
 class UnknownHook(KeyError):
@@ -181,6 +184,18 @@ class HookPoints:
         if not matches:
             raise unknown(pattern, self.canonical)
         return matches
+
+    def choose(self, names_filter: NamesFilter) -> list[str]:
+        """Return our names of the points to cache: exact names, globs, or those of which a predicate is true.
+
+        None is every point that fires but attention patterns and scores, which would turn SDPA off.
+        """
+        if names_filter is None:
+            return [name for name in self.live if not name.endswith(LEFT_OUT)]
+        if callable(names_filter):
+            return [name for name in self.live if names_filter(name)]
+        patterns = [names_filter] if isinstance(names_filter, str) else names_filter
+        return list(dict.fromkeys(name for pattern in patterns for name in self.resolve(pattern)))
 
     def put(
         self, stack: ExitStack, name: str, fn: HookFn, direction: Literal["fwd", "bwd"] = "fwd", *, prepend: bool = False

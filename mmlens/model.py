@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from mmlens import attention
+from mmlens import attention, binding
 from mmlens.cache import ActivationCache
 from mmlens.families import family_of, prefix
 from mmlens.families.plain import plain
-from mmlens.hooks import STEP, Hook, feed, module_of, neuron_hook
+from mmlens.hooks import Hook, counted_runs, feed, module_of, neuron_hook
 from mmlens.inputs import Inputs
-from mmlens.liveness import HookPoints, InertHook, Watch, guard
+from mmlens.liveness import HookPoints, InertHook, NamesFilter, Watch, guard
 from mmlens.loading import best_device, load
 from mmlens.prompts import check_length, rows_of
 from mmlens.results import hash_weights
 from mmlens.weights import Stored, device_of, is_offloaded, is_packed, output_rows, units, versions, weight_of
-
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-LEFT_OUT = ("*.hook_pattern", "*.hook_attn_scores")
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +68,8 @@ class HookedMLLM:
         self.points = HookPoints(self.bridge, family, config)
         self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
-        self._use_our_attention()
+        attention.attach_all(self.bridge)
+        self.hf_model.set_attn_implementation(attention.NAME)
 
     def __repr__(self) -> str:
         neurons = ", ".join(f"{sum(widths):,} {module}" for module, widths in self.widths.items())
@@ -180,7 +176,6 @@ class HookedMLLM:
 
     def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of every position."""
-        _check_inputs(inputs)
         self._note_run(inputs)
         with self.points.whole_edits():
             return self.hf_model(**self._fed(inputs), **self._positions(inputs.attention_mask), use_cache=False).logits
@@ -195,7 +190,7 @@ class HookedMLLM:
         matches nothing.
         """
         cached: dict[str, Tensor] = {}
-        hooks = [(name, feed(_keep(cached, name))) for name in self._select(names_filter)]
+        hooks = [(name, feed(_keep(cached, name))) for name in self.points.choose(names_filter)]
         must_fire = names_filter is not None and not callable(names_filter)
         with self.hooks(fwd_hooks=fwd_hooks), self.hooks(fwd_hooks=hooks, must_fire=must_fire):
             logits = self(inputs)
@@ -218,11 +213,15 @@ class HookedMLLM:
 
         Hooks act at prefill (the whole prompt) and at each step (one position); a `where` mask acts at prefill only.
         """
-        _check_inputs(inputs)
         if max_new_tokens < 1:
             raise ValueError(f"a model writes at least one token, got max_new_tokens = {max_new_tokens}: give 1 or more")
         options = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id, **options}
-        with self.hooks(fwd_hooks=fwd_hooks), self.points.whole_edits(), self._steps(), torch.no_grad():
+        with (
+            self.hooks(fwd_hooks=fwd_hooks),
+            self.points.whole_edits(),
+            counted_runs(self.bridge.blocks[0]),
+            torch.no_grad(),
+        ):
             self._note_run(inputs)
             tokens = self.hf_model.generate(**self._fed(inputs), max_new_tokens=max_new_tokens, **options)
         if not self.family.echoes:
@@ -230,24 +229,6 @@ class HookedMLLM:
             tokens = torch.cat([prompts, tokens], dim=1)
         new = tokens[:, inputs.tokens.shape[1] :]
         return Generation(tokens, [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)])
-
-    @contextmanager
-    def _steps(self) -> Iterator[None]:
-        """Tell hooks, for the length of a generation, which of its runs this is: masks are about the first, the prompt's."""
-        runs = 0
-
-        def count(*_: Any) -> None:
-            nonlocal runs
-            STEP.set(runs)
-            runs += 1
-
-        before = STEP.set(0)
-        handle = self.bridge.blocks[0].register_forward_pre_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
-            STEP.reset(before)
 
     @contextmanager
     def hooks(
@@ -292,34 +273,8 @@ class HookedMLLM:
         a time: run the clean one with `model.run_with_cache` before, and bind the corrupted one), and, inside, for tokens
         that were not bound.
         """
-        bound: dict[tuple[int, ...], Inputs] = {}
-        for one in inputs:
-            key = tuple(one.tokens.flatten().tolist())
-            if key in bound and bound[key].digest() != one.digest():
-                raise ValueError(
-                    "bound inputs are told apart by their tokens, and two of these have the same tokens with different "
-                    "media: bind one at a time (run the clean one with model.run_with_cache first, then bind the corrupted)"
-                )
-            bound[key] = one
-        plain = type(self.bridge).forward
-
-        def forward(input: Any, *args: Any, **kwargs: Any) -> Any:
-            key = tuple(input.flatten().tolist()) if isinstance(input, Tensor) and not input.is_floating_point() else None
-            if key is None or key not in bound:
-                raise ValueError(
-                    "under model.bind the bridge runs the tokens of the bound inputs only; bind these inputs too"
-                )
-            with self.points.whole_edits():
-                rest = {name: value for name, value in self._fed(bound[key]).items() if name != "input_ids"}
-                return plain(self.bridge, input, *args, **{**rest, **kwargs})
-
-        object.__setattr__(self.bridge, "forward", forward)
-        named = self.hf_model.register_forward_pre_hook(_by_name, with_kwargs=True)
-        try:
-            yield self.bridge
-        finally:
-            named.remove()
-            self.bridge.__dict__.pop("forward", None)
+        with binding.bound(self.bridge, self.hf_model, inputs, self._fed, self.points) as bridge:
+            yield bridge
 
     # ---------------------------------------------------------------- names and weights
 
@@ -418,24 +373,6 @@ class HookedMLLM:
 
     # ---------------------------------------------------------------- inside
 
-    def _use_our_attention(self) -> None:
-        for component in self.bridge.modules():
-            scores, pattern = getattr(component, "hook_attn_scores", None), getattr(component, "hook_pattern", None)
-            module = getattr(component, "original_component", None)
-            if isinstance(scores, HookPoint) and isinstance(pattern, HookPoint) and module is not None:
-                fused = {part: component._modules.get(f"hook_{part}") for part in "qkv"}
-                parts = {part: point for part, point in fused.items() if isinstance(point, HookPoint)}
-                attention.attach(module, scores, pattern, **parts)
-        self.hf_model.set_attn_implementation(attention.NAME)
-
-    def _select(self, names_filter: NamesFilter) -> list[str]:
-        if names_filter is None:
-            return [name for name in self.points.live if not any(fnmatchcase(name, left_out) for left_out in LEFT_OUT)]
-        if callable(names_filter):
-            return [name for name in self.points.live if names_filter(name)]
-        patterns = [names_filter] if isinstance(names_filter, str) else names_filter
-        return list(dict.fromkeys(name for pattern in patterns for name in self.points.resolve(pattern)))
-
     def _fed(self, inputs: Inputs) -> dict[str, Any]:
         return self.family.join(self.hf_model, inputs.kwargs())
 
@@ -447,21 +384,14 @@ class HookedMLLM:
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0) + first}
 
     def _note_run(self, inputs: Inputs) -> None:
+        """Tell those who watch hooks that the model runs, on what. Raises TypeError for what is no Inputs."""
+        if not isinstance(inputs, Inputs):
+            raise TypeError(
+                f"a model reads Inputs, got a {type(inputs).__name__}: make them by model.to_inputs(text, images=...)"
+            )
         for watch in self._watchers:
             watch.ran, watch.media = True, watch.media or bool(inputs.tower)
 
 
-def _check_inputs(inputs: Any) -> None:
-    if not isinstance(inputs, Inputs):
-        raise TypeError(
-            f"a model reads Inputs, got a {type(inputs).__name__}: make them by model.to_inputs(text, images=...)"
-        )
-
-
 def _keep(cached: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     return lambda activation, hook: cached.__setitem__(name, activation.detach())
-
-
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the tokens by name: TransformerLens gives them first, where some models expect pixels."""
-    return (), {**({"input_ids": args[0]} if args else {}), **kwargs}
