@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -169,9 +170,8 @@ def _effect(model: HookedMLLM, name: str, inputs: Inputs) -> tuple[float, str]:
     """Return the largest change of a logit when noise is put at a point, over the largest logit, and what went wrong."""
     real = inputs.mask("all")
     same: Callable[[Tensor, Any], Tensor] = lambda activation, hook: activation.clone()  # noqa: E731
-    before = _run(model, inputs, {name: same})[
-        real
-    ]  # a hook on attention turns SDPA off: compare with one that is there too
+    # A hook on attention turns SDPA off: compare with a run in which one is there too.
+    before = _run(model, inputs, {name: same})[real]
     largest = before.float().abs().max().item()
     for size in SIZES:
         try:
@@ -225,7 +225,8 @@ def _gradients(model: HookedMLLM, names: list[str], runs: Sequence[Inputs]) -> d
 
 def _run(model: HookedMLLM, inputs: Inputs, hooks: dict[str, Callable[..., Any]]) -> Tensor:
     """Return the logits with hooks on any points, those that mmlens would refuse included."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A forward hook edited hook_scale")  # TransformerLens says so of every such edit
         for name, fn in hooks.items():
             model.points.put(stack, name, fn)
         return model(inputs)
