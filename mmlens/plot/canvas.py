@@ -48,7 +48,10 @@ def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid | Tiles]]
     both = zip(inputs.media[row], inputs.grids[row], strict=True)
     found = [(m, g) for m, g in both if isinstance(m, Image.Image) and isinstance(g, (Grid, Tiles))]
     if not found:
-        raise ValueError(f"this draws pictures with a grid of positions, row {row} has none: give the inputs an image")
+        raise ValueError(
+            f"this draws pictures whose positions have a place on them, row {row} has none: give the inputs an image, and a "
+            "model that keeps places (a Q-Former does not)"
+        )
     return found
 
 
