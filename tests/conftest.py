@@ -14,6 +14,13 @@ from mmlens.testing import FAMILIES, tiny
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Measure effects in one process, which then prints their table and records it."""
+    if "effects" in config.option.markexpr.replace("not effects", ""):
+        config.option.numprocesses, config.option.dist = 0, "no"
+
+
 @pytest.fixture(scope="session", params=[*FAMILIES, *CHECKPOINTS])
 def folder(request, tmp_path_factory):
     target = tmp_path_factory.mktemp(request.param)
