@@ -1,7 +1,11 @@
 """What the tests share: every tiny family and every organism that is there, hooked, and the same weights left plain."""
 
+import os
 import shutil
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers, notebooks and commands that inherit it
+
 
 import pytest
 import raw
