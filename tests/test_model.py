@@ -10,7 +10,7 @@ from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks
 from mmlens.families import UnsupportedModel
-from mmlens.hooks import module_of
+from mmlens.hooks import STEP, module_of
 from mmlens.liveness import UnknownHook
 from mmlens.testing import FAMILIES
 
@@ -304,6 +304,19 @@ def test_no_hook_survives_a_run_that_raised(small, name):
         with pytest.raises(KeyError):
             small.run_with_hooks(inputs, fwd_hooks=[harmless, ("blocks.0.no_such_point", explode)])
     assert small._watchers == []
+
+
+@torch.no_grad()
+def test_no_hook_survives_a_run_that_raised_in_any_family(model, plain, batches):
+    inputs = batches["mixed"]
+    before = model(inputs)
+    with leaves_no_hooks(model):
+        for name in (f"{raw.prefixes(plain)[-1]}blocks.0.mlp.hook_post", "blocks.1.attn.hook_pattern"):
+            for run in (model.run_with_hooks, model.generate):
+                with pytest.raises(RuntimeError, match="the hook failed"):
+                    run(inputs, fwd_hooks=[(name, explode)])
+    assert model._watchers == [] and STEP.get() == 0
+    assert torch.equal(model(inputs), before)
 
 
 def test_no_hook_survives_a_normal_run(small):
