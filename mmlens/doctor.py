@@ -52,12 +52,6 @@ class Liveness(Result):
         both = zip(self.names, self.promised, self.measured, strict=True)
         return tuple(name for name, promised, measured in both if does_less(measured, promised))
 
-    @property
-    def surplus(self) -> tuple[str, ...]:
-        """The points that do more than is promised, and so are refused without need."""
-        both = zip(self.names, self.promised, self.measured, strict=True)
-        return tuple(name for name, promised, measured in both if does_less(promised, measured))
-
     def json(self) -> str:
         """Return every point as JSON, with what was promised, what was measured, and where it comes from."""
         points = [
