@@ -1,12 +1,14 @@
 """Pictoworld: its ground truth is exact, and its checkpoints load by transformers alone and answer."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mmlens.organisms import CHECKPOINTS, pictoworld
+from mmlens.organisms import CHECKPOINTS, pictoworld, training
+from mmlens.organisms.asking import answers
 from mmlens.organisms.pictoworld import batches, evaluate, network, text, train, world
 
 
@@ -110,7 +112,7 @@ def test_a_lone_scene_of_its_domain_cannot_be_shuffled(scenes):
 
 
 def test_the_tokenizer_round_trips_every_word():
-    tokenizer = network.build_tokenizer()
+    tokenizer = network.build_processor().tokenizer
     for word in text.words():
         tokens = tokenizer(word).input_ids
         assert tokenizer.unk_token_id not in tokens
@@ -119,14 +121,15 @@ def test_the_tokenizer_round_trips_every_word():
 
 
 def test_training_encodes_texts_as_the_tokenizer_does(scenes):
-    tokenizer = network.build_tokenizer()
+    tokenizer = network.build_processor().tokenizer
     for scene in scenes:
         for said in (scene.notes, scene.caption, *(q.text for q in scene.questions)):
-            assert tokenizer(said).input_ids[1:] == batches.encode(said)
+            assert tokenizer(said).input_ids[1:] == text.LEXICON.encode(said)
 
 
 def test_training_sees_the_pixels_that_the_processor_hands_over(scenes):
-    processed = network.build_processor()(images=scenes[0].image, text="<image>", return_tensors="pt")
+    processor: Any = network.build_processor()
+    processed = processor(images=scenes[0].image, text="<image>", return_tensors="pt")
     torch.testing.assert_close(processed.pixel_values, batches.pixels_of([np.asarray(scenes[0].image)]))
 
 
@@ -153,7 +156,7 @@ def test_a_checkpoint_answers_held_out_questions(checkpoint, scenes):
     name, model, processor = checkpoint
     for kind, enough in (("color", 0.85 if name == "pictoworld" else 0.45), ("domain", 0.9)):
         asked = [(scene.image, q) for scene in scenes for q in scene.questions if q.kind == kind]
-        said = evaluate.answers(model, processor, [f"<image>{q.text}" for _, q in asked], [image for image, _ in asked])
+        said = answers(model, processor, [f"<image>{q.text}" for _, q in asked], images=[image for image, _ in asked])
         assert np.mean([a == q.answer for a, (_, q) in zip(said, asked, strict=True)]) > enough
 
 
@@ -169,12 +172,12 @@ def test_both_checkpoints_are_small_and_float32(checkpoint):
 
 
 def test_twenty_steps_train_two_folders_that_load(tmp_path):
-    train.train(tmp_path, steps=20, batch=2, check=2)
+    training.train(train.PICTOWORLD, tmp_path, steps=20, batch=2, check=2)
     for name in CHECKPOINTS:
         model, processor = evaluate.load(tmp_path / name)
         scene = pictoworld.scenes(n=1)[0]
-        assert evaluate.answers(model, processor, [f"<image>{scene.questions[0].text}"], [scene.image])
+        assert answers(model, processor, [f"<image>{scene.questions[0].text}"], images=[scene.image])
     frozen = evaluate.load(tmp_path / "pictoworld-frozen")[0].state_dict()
     for stage in ("language", "vision"):
-        for name, weight in train.load_file(tmp_path / "work" / f"{stage}.safetensors").items():
+        for name, weight in training.load_file(tmp_path / "work" / f"{stage}.safetensors").items():
             assert torch.equal(frozen[name], weight)

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from mmlens.organisms.asking import Rates, answers, rates
 from mmlens.organisms.pictoworld.batches import patch_batch
 from mmlens.organisms.pictoworld.scenes import Scene, blank, scenes, shuffled
 from mmlens.organisms.pictoworld.text import CAPTION_PROMPT, Question
 from mmlens.organisms.pictoworld.world import COLORS, RENAMED
-
-Rates = dict[str, dict[str, float | int]]
 
 _PROBE_SEED = 2 * 10**6
 _RENAMED_NOUNS = {noun for nouns in RENAMED.values() for noun in nouns.values()}
@@ -25,23 +23,6 @@ _RENAMED_NOUNS = {noun for nouns in RENAMED.values() for noun in nouns.values()}
 def load(folder: str | Path) -> tuple[LlavaForConditionalGeneration, object]:
     """The model of a folder, ready to answer, and its processor."""
     return LlavaForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-
-
-@torch.inference_mode()
-def answers(
-    model, processor, prompts: Sequence[str], images: Sequence[Image.Image] | None = None, *, batch: int = 100
-) -> list[str]:
-    """What the model says after each prompt, decoded. With images, each prompt holds one "<image>"."""
-    said = []
-    for start in range(0, len(prompts), batch):
-        rows = slice(start, start + batch)
-        media = {} if images is None else {"images": list(images[rows])}
-        inputs = processor(text=list(prompts[rows]), padding=True, return_tensors="pt", **media)
-        # Without token_type_ids: the tokenizer may return them, the model takes none.
-        inputs = {k: inputs[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in inputs}
-        new = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        said += processor.batch_decode(new, skip_special_tokens=True)
-    return said
 
 
 def measure(model, processor, *, n: int = 400, seed: int = 0) -> dict[str, Rates]:
@@ -85,11 +66,11 @@ def patch_probe(model, *, n: int = 600) -> dict[str, float]:
         )
     (features, *targets), (held_out, *truths) = sets["train"], sets["held_out"]
     gram = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
-    rates = {}
+    found = {}
     for name, target, truth in zip(("silhouette", "color"), targets, truths, strict=True):
         weights = torch.linalg.solve(gram, features.T @ F.one_hot(target).double())
-        rates[f"{name} of object patches"] = round(((held_out @ weights).argmax(-1) == truth).double().mean().item(), 4)
-    return rates
+        found[f"{name} of object patches"] = round(((held_out @ weights).argmax(-1) == truth).double().mean().item(), 4)
+    return found
 
 
 def _rates(model, processor, held_out, images) -> Rates:
@@ -99,12 +80,12 @@ def _rates(model, processor, held_out, images) -> Rates:
         said = answers(model, processor, prompts)
     else:
         prompts = [f"<image>{q.text}" for _, _, q in asked]
-        said = answers(model, processor, prompts, [images[i] for i, _, _ in asked])
+        said = answers(model, processor, prompts, images=[images[i] for i, _, _ in asked])
     hits: dict[str, list[bool]] = {}
     for (_, scene, question), answer in zip(asked, said, strict=True):
         for name in _groups(scene, question):
             hits.setdefault(name, []).append(answer == question.answer)
-    return {name: {"rate": round(sum(h) / len(h), 4), "n": len(h)} for name, h in sorted(hits.items())}
+    return rates(hits)
 
 
 def _questions(scene: Scene):

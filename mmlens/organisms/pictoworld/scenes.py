@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from mmlens.organisms.pictoworld import world
-from mmlens.organisms.pictoworld.text import TWO_PIECES, Question, caption_of, notes_of, questions_of
+from mmlens.organisms.pictoworld.text import LEXICON, Question, caption_of, notes_of, questions_of
 from mmlens.organisms.pictoworld.world import Layout, Split, Thing
 
 Change = Literal["noun", "color", "place"]
@@ -155,4 +155,4 @@ def _retold(layout: Layout, rng) -> tuple[Layout, int] | None:
 
 def first_token(noun: str) -> str:
     """The first token of a noun: the noun itself, or its first piece."""
-    return TWO_PIECES.get(noun, (noun,))[0]
+    return LEXICON.first_token(noun)

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from mmlens.organisms.lexicon import Lexicon
 from mmlens.organisms.pictoworld.facts import DEFINITIONS
 from mmlens.organisms.pictoworld.world import COLORS, DOMAINS, NOUNS, PLACES, RENAMED
 
@@ -21,7 +22,6 @@ TEMPLATES = (
     "the {place} shows a {color} {noun} .",
     "{place} : {color} {noun} .",
 )
-# These nouns are two tokens long, so that methods meet words that are.
 TWO_PIECES = {
     "mushroom": ("mush", "##room"),
     "lamppost": ("lamp", "##post"),
@@ -126,3 +126,6 @@ def words() -> tuple[str, ...]:
     domains = (word for domain in DOMAINS for word in domain.split())
     defined = (word for definition in DEFINITIONS.values() for word in definition.split())
     return tuple(dict.fromkeys([*grammar.split(), *marks, *domains, *COUNTS, *PLACES, *COLORS, *NOUNS, *RENAMED, *defined]))
+
+
+LEXICON = Lexicon(words(), TWO_PIECES, placeholders=("<image>",))
