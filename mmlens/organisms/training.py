@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Organism:
     `accuracy(model, stage, n)` measures what a stage has taught, on n held-out examples, by name.
     """
 
-    stages: Mapping[str, Stage]
+    stages: dict[str, Stage]
     build: Callable[[int], Any]
     save: Callable[[Any, Path], None]
     accuracy: Callable[[Any, str, int], dict[str, float]]

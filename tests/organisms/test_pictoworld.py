@@ -9,7 +9,7 @@ import torch
 
 from mmlens.organisms import CHECKPOINTS, pictoworld, training
 from mmlens.organisms.asking import answers
-from mmlens.organisms.pictoworld import batches, evaluate, network, text, train, world
+from mmlens.organisms.pictoworld import batches, evaluate, masked, network, text, train, world
 
 
 def pixels(scene):
@@ -181,3 +181,16 @@ def test_twenty_steps_train_two_folders_that_load(tmp_path):
     for stage in ("language", "vision"):
         for name, weight in training.load_file(tmp_path / "work" / f"{stage}.safetensors").items():
             assert torch.equal(frozen[name], weight)
+
+
+def test_a_tower_without_labels_predicts_the_pixels_that_the_patches_have(scenes):
+    image = pixels(scenes[0])
+    told = masked.patches(batches.pixels_of([np.asarray(scenes[0].image)]))[0]
+    for position, (row, column) in enumerate(itertools.product(range(8), range(8))):
+        piece = image[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].transpose(2, 0, 1).ravel()
+        np.testing.assert_allclose(told[position].numpy() * 127.5 + 127.5, piece, atol=1e-3)
+
+
+def test_hiding_patches_teaches_the_tower_without_labels():
+    losses = masked.train_masked(network.build_model(), 40, 8, 0)
+    assert losses[-1] < 0.5 * losses[0]

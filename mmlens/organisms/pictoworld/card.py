@@ -1,17 +1,17 @@
-"""Measures the checkpoints and writes their model cards: `python -m mmlens.organisms.pictoworld.card [--out DIR]`.
+"""Measures the checkpoints and writes their model cards: `python -m mmlens.organisms.pictoworld.card [RUN ...]`.
 
 Beside each checkpoint: measurements.json (every number) and README.md (the card, its numbers taken from there and from
-the training log).
+the training log). A RUN is what train has written for another training seed: its numbers are the range in brackets.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 from mmlens.organisms import CHECKPOINTS
+from mmlens.organisms.cards import SHIPPED, Measured, accuracy_table, main, measure_seeds, percent, stage_table
 from mmlens.organisms.pictoworld.evaluate import load, measure, patch_probe
 
 _GIVEN = {
@@ -117,66 +117,34 @@ The numbers on this page were written by `python -m mmlens.organisms.pictoworld.
 """)
 
 
-def write_card(folder: Path, *, n: int = 400, seed: int = 0) -> None:
-    """Measures the checkpoint in the folder; writes its measurements.json and README.md."""
-    model, processor = load(folder)
-    rates, probe = measure(model, processor, n=n, seed=seed), patch_probe(model)
-    measurements = {"checkpoint": folder.name, "split": "held_out", "scenes": n, "seed": seed, "exact_match": rates}
-    measurements["patch_probe"] = probe
-    (folder / "measurements.json").write_text(json.dumps(measurements, indent=1) + "\n")
-    entries = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
-    stages = {entry["stage"]: entry for entry in entries}
-    last = stages[_STAGES[folder.name][-1]]
+def write_card(folder: Path, runs: Sequence[Path] = (), *, n: int = 400, seed: int = 0) -> None:
+    """Measures the checkpoint in the folder, and of the runs; writes its measurements.json and README.md."""
+    about = {"checkpoint": folder.name, "split": "held_out", "scenes": n, "seed": seed}
+    measured, logs = measure_seeds(folder, runs, lambda made: _measure(made, n, seed), about)
+    stages = _STAGES[folder.name]
+    last = logs[SHIPPED][stages[-1]]
+    probes = {seed: found["patch_probe"] for seed, found in measured.items()}
     card = _CARD.substitute(
         name=folder.name,
         introduction=_INTRODUCTION[folder.name],
         scenes=n,
         seed=seed,
-        table=_accuracy_table(rates),
-        stages=_stage_table([stages[stage] for stage in _STAGES[folder.name]]),
-        training_seed=last["seed"],
-        silhouette=_percent(probe["silhouette of object patches"]),
-        color=_percent(probe["color of object patches"]),
+        seeds=len(measured),
+        table=accuracy_table(measured, _GIVEN),
+        stages=stage_table(logs, stages, _RECIPE),
+        training_seed=SHIPPED,
+        silhouette=percent({seed: probe["silhouette of object patches"] for seed, probe in probes.items()}),
+        color=percent({seed: probe["color of object patches"] for seed, probe in probes.items()}),
         **{key: last[key] for key in ("machine", "torch", "transformers")},
     )
     (folder / "README.md").write_text(card)
 
 
-def _accuracy_table(rates) -> str:
-    rows = [["question", "n", *_GIVEN.values()], ["---"] * (2 + len(_GIVEN))]
-    for question, cell in rates["image"].items():
-        rows.append([question, str(cell["n"]), *(_percent(rates[given][question]["rate"]) for given in _GIVEN)])
-    return _markdown(rows)
-
-
-def _stage_table(entries) -> str:
-    rows = [["stage", "what", "steps", "rows per step", "minutes", "threads", "loss"], ["---"] * 7]
-    for entry in entries:
-        minutes, loss = f"{entry['seconds'] / 60:.1f}", f"{entry['losses'][-1]:.3f}"
-        threads = str(entry["threads"])
-        counts = [str(entry["steps"]), str(entry["batch"])]
-        rows.append([entry["stage"], _RECIPE[entry["stage"]], *counts, minutes, threads, loss])
-    return _markdown(rows)
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
-
-
-def main() -> None:
-    """Writes the cards of both checkpoints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=CHECKPOINTS["pictoworld"].parent, help="the checkpoints' parent")
-    parser.add_argument("--scenes", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    for name in CHECKPOINTS:
-        write_card(arguments.out / name, n=arguments.scenes, seed=arguments.seed)
+def _measure(folder: Path, n: int, seed: int) -> Measured:
+    model, processor = load(folder)
+    return {"exact_match": measure(model, processor, n=n, seed=seed), "patch_probe": patch_probe(model)}
 
 
 if __name__ == "__main__":
-    main()
+    shipped = [CHECKPOINTS[name] for name in _STAGES]
+    main(write_card, shipped, description=__doc__, examples=400)

@@ -110,7 +110,7 @@ def _with_images(model, pixels, embedded):
 def accuracy(model, stage: str, n: int) -> dict[str, float]:
     """What a stage has taught, on n held-out scenes: exact-match rates, or how well the tower's patches can be read."""
     held_out, processor, rates = scenes("held_out", n, _CHECK_SEED), build_processor(), {}
-    if stage == "vision":
+    if stage in ("vision", "masked"):
         rates = patch_probe(model, n=6 * n)
     if stage in ("language", "tuning"):
         rates |= {f"notes, {name}": r["rate"] for name, r in measure_notes(model, processor, held_out).items()}
