@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family: real transformers classes, saved as real folders, no downloads."""
+"""Tiny models in real transformers classes, saved as real folders, no downloads: random ones, and planted ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,10 @@ from mmlens.testing import (
     qwen_vl,
     smolvlm,
 )
+from mmlens.testing.plants import AnswerKey, Planted, Stimulus, planted
 from mmlens.testing.words import roughen
+
+__all__ = ["FAMILIES", "AnswerKey", "Planted", "Stimulus", "planted", "tiny"]
 
 MODULES = (
     blip,

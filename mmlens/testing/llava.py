@@ -1,6 +1,6 @@
 """Tiny LLaVA models: a CLIP tower before Llama, a SigLIP tower before Qwen2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mmlens.testing.words import CHAT_TEMPLATE, decoder, tokenizer
+from mmlens.testing.words import CHAT_TEMPLATE, WORDS, decoder, tokenizer
 
 
 def _llava(
@@ -30,13 +30,15 @@ def _llava(
     kv_heads: int = 2,
     d_model: int = 32,
     d_mlp: int = 48,
+    d_tower: int = 24,
+    vocabulary: Sequence[str] = WORDS,
     feature_layer: int = -2,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    words = tokenizer()
+    words = tokenizer(vocabulary)
     clip = vision == "clip"
     tower_size: dict[str, Any] = dict(
-        hidden_size=24,
+        hidden_size=d_tower,
         intermediate_size=40,
         num_hidden_layers=3,
         num_attention_heads=3,

@@ -1,6 +1,6 @@
 """A tiny Qwen2-Audio: a Whisper-like tower with a window of one second, before Qwen2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from mmlens.testing.words import decoder, tokenizer
+from mmlens.testing.words import WORDS, decoder, tokenizer
 
 TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_start|>", "<|im_end|>")
 
@@ -27,16 +27,18 @@ def _qwen2_audio(
     kv_heads: int = 2,
     d_model: int = 32,
     d_mlp: int = 48,
+    d_tower: int = 24,
+    vocabulary: Sequence[str] = WORDS,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]:
-    words = tokenizer(extra=TOKENS)
+    words = tokenizer(vocabulary, extra=TOKENS)
     hears = WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds, hop_length=160)
     tower_size: dict[str, Any] = dict(
         num_mel_bins=mels,
         encoder_layers=3,
         encoder_attention_heads=3,
         encoder_ffn_dim=40,
-        d_model=24,
+        d_model=d_tower,
         max_source_positions=hears.nb_max_frames // 2,
     )
     language_size: dict[str, Any] = decoder(
