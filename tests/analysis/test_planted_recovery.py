@@ -1,0 +1,200 @@
+"""The first analyses find what is planted, and on the unplanted twin no more than their own null predicts."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import binom
+
+from mmlens import HookedMLLM, Neurons, metrics, top_k
+from mmlens.analysis import ablation_curve, activation_patching, decode, grad_x_activation, logit_lens, receptive_field
+from mmlens.hooks import ablate
+from mmlens.testing import planted
+from mmlens.testing.plants.layout import CARRIED, EITHER, NOTHING, NOUNS
+
+CASES = [("image", 0), ("audio", 0)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda one: f"{one[0]}-{one[1]}")
+def case(request, tmp_path_factory):
+    """A planted model and its twin, and inputs that show each noun six times, all in one batch of rows of equal length."""
+    modality, seed = request.param
+    made = planted(tmp_path_factory.mktemp("planted"), modality=modality, seed=seed)
+    model, twin = (HookedMLLM.from_pretrained(folder, device="cpu") for folder in (made.folder, made.twin))
+    stimuli = [one for one in made.stimuli(54, seed=seed) if one.answer in NOUNS]
+    inputs = model.to_inputs(**made.arguments(stimuli))
+    assert len(stimuli) == 24
+    return SimpleNamespace(
+        made=made, key=made.key, model=model, twin=twin, stimuli=stimuli, inputs=inputs, modality=modality
+    )
+
+
+def tokens(case, words):
+    return torch.tensor([case.model.to_token(word) for word in words])
+
+
+def positions(case, stimuli, inputs):
+    """Return where in the stream each stimulus shows its one thing."""
+    media = inputs.mask(case.modality)[0].nonzero()[:, 0]
+    return torch.stack([media[next(iter(one.shown))] for one in stimuli])
+
+
+def f1(ours, truth):
+    both = len(set(ours) & set(truth))
+    return 2 * both / (len(ours) + len(truth))
+
+
+def scores(case, model):
+    """Return gradient x activation of each noun, [noun of the token, noun shown, layer, unit], meaned over stimuli."""
+    shown = torch.tensor([NOUNS.index(one.answer) for one in case.stimuli])
+    by_token = []
+    for noun in NOUNS:
+        found = grad_x_activation(model, case.inputs, tokens(case, [noun] * len(case.stimuli))).scores
+        by_token.append(torch.stack([found[shown == index].mean(0) for index in range(len(NOUNS))]))
+    return torch.stack(by_token)
+
+
+@pytest.fixture(scope="module")
+def attributed(case):
+    return scores(case, case.model), scores(case, case.twin)
+
+
+def reported(found):
+    """Return the (noun, layer, unit) whose score for what is shown exceeds every score for a noun that is not shown."""
+    own = torch.eye(len(NOUNS), dtype=torch.bool)
+    bar = found[~own].max()
+    return {tuple(one) for one in (found[own] > bar).nonzero().tolist()}
+
+
+def test_gradient_times_activation_finds_the_concept_neurons(case, attributed):
+    ours, truth = [], []
+    for index, noun in enumerate(NOUNS):
+        neurons = case.key.concepts[noun]
+        best = top_k(attributed[0][index, index], len(neurons), widths=case.model.widths)
+        ours += [(noun, *neuron) for neuron in best]
+        truth += [(noun, *neuron) for neuron in neurons]
+    assert f1(ours, truth) >= 0.95
+
+
+def test_above_all_scores_of_its_null_stand_the_concept_neurons_and_in_the_twin_no_more_than_chance(case, attributed):
+    # Where being shown makes no difference, a fourth of all scores are of the noun that is shown: that the five highest
+    # are all of that kind has the probability 4 ** -5 < 0.001, so that at most four stand above the highest other one.
+    truth = {(i, layer, unit) for i, noun in enumerate(NOUNS) for _, layer, unit in case.key.concepts[noun]}
+    assert truth <= reported(attributed[0])
+    assert len(reported(attributed[0]) - truth) <= 4
+    assert len(reported(attributed[1])) <= 4
+
+
+def test_at_the_asking_position_it_finds_the_neurons_behind_the_head(case):
+    stimuli = [one for one in case.made.stimuli(27, seed=1) if one.answer in CARRIED]
+    inputs = case.model.to_inputs(**case.made.arguments(stimuli))
+    found = grad_x_activation(case.model, inputs, tokens(case, [s.answer for s in stimuli]), where=inputs.last()).scores
+    for noun in CARRIED:
+        mean = found[[one.answer == noun for one in stimuli]].mean(0)
+        assert set(top_k(mean, 2, widths=case.model.widths)) == set(case.key.carried[noun])
+
+
+def test_gradients_do_not_see_a_pair_of_which_each_is_enough_but_removing_both_does(case):
+    stimuli = [one for one in case.made.stimuli(27, seed=1) if one.answer == EITHER]
+    inputs, lamp = case.model.to_inputs(**case.made.arguments(stimuli)), tokens(case, [EITHER] * len(stimuli))
+    found = grad_x_activation(case.model, inputs, lamp).scores
+    pair = case.key.pair
+    full = metrics.log_prob(case.model(inputs), lamp)
+    assert found[:, pair.layer, pair.unit].abs().max() < 1  # of the 12 logits that they are worth
+
+    def without(neurons):
+        return metrics.log_prob(case.model.run_with_hooks(inputs, fwd_hooks=ablate(neurons)), lamp)
+
+    assert all((without(pair[[one]]) - full).abs().max() < 0.05 for one in (0, 1))
+    assert (without(pair) - full).max() < -5
+
+
+def test_decoding_reads_the_noun_and_in_the_twin_no_more_often_than_in_any_neuron(case):
+    everyone = Neurons.of([n for neurons in case.key.concepts.values() for n in neurons], case.model.widths)
+    nouns = [noun for noun, neurons in case.key.concepts.items() for _ in neurons]
+    assert [words[0] for words in decode(case.model, everyone, k=1).words] == nouns
+    others = [words[0] for words in decode(case.twin, everyone.complement(), k=1).words]
+    rate = max(others.count(noun) for noun in NOUNS) / len(others)
+    hits = sum(words[0] == noun for words, noun in zip(decode(case.twin, everyone, k=1).words, nouns, strict=True))
+    assert hits <= binom.ppf(0.999, len(everyone), rate)
+
+
+def test_the_logit_lens_reads_the_noun_where_it_is_shown_then_where_it_is_asked_for(case):
+    rows, where = torch.arange(len(case.stimuli)), positions(case, case.stimuli, case.inputs)
+    shown = torch.tensor([NOUNS.index(one.answer) for one in case.stimuli])
+    targets = tokens(case, NOUNS).tolist()
+    ranks = logit_lens(case.model, case.inputs, top_k=1, targets=targets).target_ranks
+    there, asking = ranks[:, rows, where, shown], ranks[:, rows, -1, shown]  # [layer, batch]; row l enters block l
+    assert (there[0] > 0).all()  # the picture says nothing yet
+    assert (there[2:] == 0).all()
+    speak = case.key.heads["speak"][0]
+    assert (asking[: speak + 1] > 0).all()
+    assert (asking[speak + 1 :] == 0).all()
+
+    twins = logit_lens(case.twin, case.inputs, top_k=1, targets=targets).target_ranks[2:]
+    for position in (where, -1):
+        first = (twins[:, rows, position] == 0).any(0)  # [batch, target]
+        null = first[torch.nn.functional.one_hot(shown, len(NOUNS)) == 0].double().mean()
+        assert int(first[rows, shown].sum()) <= binom.ppf(0.999, len(rows), float(null))
+
+
+def test_ablation_of_the_found_neurons_silences_the_noun_and_random_ones_do_not(case):
+    for noun, neurons in case.key.concepts.items():
+        stimuli = [one for one in case.stimuli if one.answer == noun][:2]
+        inputs = case.model.to_inputs(**case.made.arguments(stimuli))
+        curve = ablation_curve(case.model, inputs, tokens(case, [noun] * 2), neurons, ks=(0, 4), draws=2)
+        assert (curve.log_prob.diff(dim=0) < 0).all()
+        assert case.model.to_str_tokens(curve.predicted[-1]) == [NOTHING] * 2
+        assert (curve.random_predicted == curve.predicted[0]).all()
+
+
+def test_receptive_fields_lie_on_what_is_shown_and_in_the_twin_anywhere(case):
+    hits = 0
+    for noun, neurons in case.key.concepts.items():
+        row = next(i for i, one in enumerate(case.stimuli) if one.answer == noun)
+        index = next(iter(case.stimuli[row].shown))
+        ours, twins = (fields(case, model, neurons, row) for model in (case.model, case.twin))
+        assert (ours.argmax(-1) == index).all()
+        hits += int((twins.argmax(-1) == index).sum())
+        if case.modality == "image":
+            cell = torch.zeros(30, 30, dtype=torch.bool)
+            cell[6 * (index // 5) :, 6 * (index % 5) :][:6, :6] = True
+            field = receptive_field(case.model, case.inputs, neurons, row=row)
+            assert (field.iou(cell) > 0.6 * field.bound(cell)).all()
+    assert hits <= binom.ppf(0.999, 16, 1 / 25)
+
+
+def fields(case, model, neurons, row):
+    """Return each neuron's activations over the medium's positions; those of sounds have no receptive field of their own."""
+    if case.modality == "image":
+        return receptive_field(model, case.inputs, neurons, row=row).activations
+    _, cache = model.run_with_cache(case.inputs, "blocks.*.mlp.hook_post")
+    here = case.inputs.mask("audio")[row]
+    return torch.stack([cache[f"blocks.{layer}.mlp.hook_post"][row, here, unit] for _, layer, unit in neurons])
+
+
+PLACES = {("bell", "drum"): "carry", ("car", "boat"): "speak"}
+
+
+@pytest.mark.parametrize("pair", PLACES, ids="-".join)
+def test_patching_finds_the_layers_and_positions_of_the_circuit(case, pair):
+    shown = [(3, {"domain": "noon", "seed": 5}), (20, {"domain": "dusk", "seed": 6})]
+    clean, corrupted = (
+        case.model.to_inputs(**case.made.arguments([case.made.stimulus({at: noun}, **rest) for at, rest in shown]))
+        for noun in pair
+    )
+    correct, wrong = (tokens(case, [noun] * len(shown)) for noun in pair)
+    metric = partial(metrics.logit_diff, correct=correct, wrong=wrong)
+    media = clean.mask(case.modality)[0].nonzero()[:, 0]
+    here = torch.zeros_like(clean.mask("all"))
+    here[range(len(shown)), media[[at for at, _ in shown]]] = True
+    last, every = clean.last(), clean.mask(case.modality)
+    sites = {"shown": here, "asking": last, "other media": every & ~here, "other": ~every & ~last}
+    found = activation_patching(case.model, clean=clean, corrupted=corrupted, metric=metric, sites=sites)
+    layer, _ = case.key.heads[PLACES[pair]]
+    expected = torch.zeros_like(found.effect)
+    expected[: layer + 1, 0], expected[layer + 1 :, 1] = 1.0, 1.0
+    assert (found.effect - expected).abs().max() < 0.1
+    assert (found.clean_metric - found.corrupted_metric).min() > 15
+    assert (metric(case.twin(clean)) - metric(case.twin(corrupted))).abs().max() < 1
