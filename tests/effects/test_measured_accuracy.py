@@ -1,7 +1,7 @@
 """The organisms answer from the picture: exact answers on held-out scenes, and with the picture taken away."""
 
 import pytest
-from examples import BATCH, interval
+from examples import BATCH, interval, random_weights
 
 from mmlens.organisms import pictoworld
 
@@ -18,7 +18,7 @@ def score(organisms, scenes, expectations):
     renamed = {noun for nouns in pictoworld.RENAMED.values() for noun in nouns.values()}
 
     def measure(name: str, kind: str, source: str, only_renamed: bool = False):
-        model, rows = organisms[name], []
+        model, rows = organisms[name] if name in organisms else random_weights("pictoworld"), []
         for index, scene in enumerate(scenes):
             picture = {"image": scene.image, "blank": pictoworld.blank(), "shuffled": others[index], "notes": None}[source]
             for question in scene.questions:
@@ -74,3 +74,8 @@ def test_the_frozen_model_names_objects_by_colour(score, report, expectations):
         ("color", "shuffled"),
     ]:
         check(score, report, "pictoworld-frozen", kind, source)
+
+
+@pytest.mark.parametrize("kind", ["place", "color"])
+def test_shuffled_weights_answer_nothing(score, report, expectations, kind):
+    assert check(score, report, "weights shuffled", kind, "image") <= expectations["shuffled_weights"]["exact_at_most"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from examples import color_examples, correct_ones, inputs_of, interval
+from examples import color_examples, correct_ones, inputs_of, interval, random_weights
 
 from mmlens import top_k
 from mmlens.analysis import grad_x_activation, receptive_field
@@ -13,6 +13,22 @@ from mmlens.organisms import pictoworld
 def test_receptive_fields_of_top_neurons_lie_on_the_queried_object(organisms, report, expectations, name):
     settings, model = expectations["fields"], organisms[name]
     scenes = pictoworld.scenes("held_out", n=settings["scenes"], seed=settings["seed"])
+    means = overlaps(model, name, correct_ones(model, color_examples(scenes)), report, expectations)
+    assert means["queried object"] >= settings["times_random"] * means["random neurons"]
+    assert means["top, two objects"] >= settings["times_other_object"] * means["other objects"]
+
+
+def test_receptive_fields_under_shuffled_weights_miss_that_bar(report, expectations):
+    """Nothing is answered correctly there, so all examples count."""
+    settings, model = expectations["fields"], random_weights("pictoworld")
+    scenes = pictoworld.scenes("held_out", n=expectations["shuffled_weights"]["scenes"], seed=settings["seed"])
+    means = overlaps(model, "weights shuffled", color_examples(scenes), report, expectations)
+    assert means["queried object"] < settings["times_random"] * means["random neurons"]
+
+
+def overlaps(model, name, examples, report, expectations):
+    """Return the mean overlap of the top neurons' receptive fields with what is asked about, and of the controls'."""
+    settings = expectations["fields"]
     overlap: dict[str, list[float]] = {
         "queried object": [],
         "random neurons": [],
@@ -21,7 +37,7 @@ def test_receptive_fields_of_top_neurons_lie_on_the_queried_object(organisms, re
     }
     images: list[int] = []
     crowded: list[int] = []
-    for example in correct_ones(model, color_examples(scenes)):
+    for example in examples:
         inputs, tokens = inputs_of(model, [example])
         found = grad_x_activation(model, inputs, tokens)
         top = top_k(found.scores[0], settings["neurons"], widths=model.widths)
@@ -44,8 +60,7 @@ def test_receptive_fields_of_top_neurons_lie_on_the_queried_object(organisms, re
         found_interval = interval(values, images if len(values) == len(images) else crowded, expectations)
         means[key] = found_interval[0]
         report(f"receptive fields: {name}: overlap (IoU), {key}", *found_interval, len(values))
-    assert means["queried object"] >= settings["times_random"] * means["random neurons"]
-    assert means["top, two objects"] >= settings["times_other_object"] * means["other objects"]
+    return means
 
 
 def fields(model, inputs, found, neurons):
