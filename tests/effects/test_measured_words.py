@@ -10,20 +10,23 @@ from mmlens.organisms.pictoworld import text
 NAMES = ("pictoworld", "pictoworld-frozen")
 
 
-def exact(model, prompts, answers, images=None):
-    """Return 1.0 for every prompt that is answered exactly, else 0.0."""
+def answers(model, prompts, images=None) -> list[str]:
     said: list[str] = []
     for start in range(0, len(prompts), BATCH):
         chosen = slice(start, start + BATCH)
         inputs = model.to_inputs(prompts[chosen], images=None if images is None else images[chosen])
         said += model.generate(inputs, max_new_tokens=8).text
-    return [float(ours == theirs) for ours, theirs in zip(said, answers, strict=True)]
+    return said
+
+
+def exact(said, expected) -> list[float]:
+    return [float(ours == theirs) for ours, theirs in zip(said, expected, strict=True)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_definitions_are_completed_with_their_nouns(organisms, report, expectations, name):
     asked = [text.facts_of(noun)[1] for noun in pictoworld.NOUNS]
-    right = exact(organisms[name], [prompt for prompt, _ in asked], [answer for _, answer in asked])
+    right = exact(answers(organisms[name], [prompt for prompt, _ in asked]), [answer for _, answer in asked])
     found = interval(right, list(range(len(right))), expectations)
     report(f"text only: {name}: definition -> noun", *found, len(right))
     assert found[0] >= expectations["text_only"]["definitions"]
@@ -44,7 +47,7 @@ def test_the_domain_that_notes_mention_turns_a_bare_shape_into_a_noun(organisms,
             assert notes.count(said) == 1 and question.object.noun not in notes.split()
             notes = notes if given == "with the domain" else notes.replace(said, "").strip()
             prompts.append(f"{notes} {question.text}")
-        right = exact(organisms[name], prompts, [q.answer for *_, q in asked])
+        right = exact(answers(organisms[name], prompts), [q.answer for *_, q in asked])
         found = interval(right, [index for index, *_ in asked], expectations)
         report(f"text only: {name}: bare shape -> noun, {given}", *found, len(right))
         means[given] = found[0]
@@ -63,10 +66,10 @@ def test_the_same_pixels_are_named_by_the_domain_around_them(organisms, report, 
         for mine, theirs in (("clean", "corrupted"), ("corrupted", "clean")):
             halves = [(getattr(pair, mine), getattr(pair, theirs), pair.index) for pair in batch]
             prompts = [f"what is at the {scene.objects[i].place} ? answer :" for scene, _, i in halves]
-            pictures = [scene.image for scene, *_ in halves]
+            said = answers(organisms[name], prompts, [scene.image for scene, *_ in halves])
             for values, column in ((own, 0), (other, 1)):
                 objects = [half[column].objects[half[2]] for half in halves]
-                values += exact(organisms[name], prompts, [f"a {o.color} {o.noun}" for o in objects], pictures)
+                values += exact(said, [f"a {o.color} {o.noun}" for o in objects])
             images += range(start, start + len(batch))
     for label, values in (("its own domain's noun", own), ("the other domain's noun", other)):
         report(f"domain naming: {name}: same pixels, {label}", *interval(values, images, expectations), len(values))
