@@ -15,25 +15,33 @@ Measured = dict[str, Any]
 """What one training seed was measured to do; `exact_match` holds Rates by what the model was given."""
 
 
-def main(write: Callable[..., None], checkpoints: Sequence[Path], *, description: str | None, examples: int) -> None:
-    """Parses the command line, and writes the card of every checkpoint: `write(folder, runs, n=..., seed=...)`."""
+def main(
+    checkpoints: Sequence[Path],
+    *,
+    measure: Callable[[Path, int, int], Measured],
+    card: Callable[[Path], str],
+    description: str | None,
+    examples: int,
+) -> None:
+    """Parses the command line, measures every checkpoint with `measure(folder, examples, seed)`, and writes its `card`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="what train wrote for the other training seeds, a folder each")
     parser.add_argument("--examples", type=int, default=examples, help=f"held-out examples to measure on ({examples})")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the held-out examples")
     arguments = parser.parse_args()
+    about = {"split": "held_out", "examples": arguments.examples, "seed": arguments.seed}
     for folder in checkpoints:
-        write(folder, arguments.runs, n=arguments.examples, seed=arguments.seed)
+        measure_seeds(folder, arguments.runs, lambda made: measure(made, about["examples"], about["seed"]), about)
+        (folder / "README.md").write_text(card(folder))
 
 
-def measure_seeds(
-    folder: Path, runs: Sequence[Path], measure: Callable[[Path], Measured], about: Mapping[str, Any]
-) -> tuple[dict[int, Measured], dict[int, dict[str, dict]]]:
-    """What `measure` finds in the shipped folder and in the same checkpoint of every run, and their logs by stage.
+def measure_seeds(folder: Path, runs: Sequence[Path], measure: Callable[[Path], Measured], about: Mapping[str, Any]) -> None:
+    """Writes what `measure` finds in the shipped folder and in the same checkpoint of every run, by training seed.
 
-    Both by training seed. Writes the measurements beside the shipped checkpoint, and the runs' logs to its log.
+    The runs' logs join the shipped one's. What is there of other seeds, measured on the same examples (`about`), stays.
     """
-    measured: dict[int, Measured] = {}
+    kept = read_measurements(folder) if (folder / "measurements.json").exists() else {}
+    measured = kept["measured"] if all(kept.get(key) == value for key, value in about.items()) else {}
     logs = read_log(folder)
     for made in [folder, *(run / folder.name for run in runs)]:
         seed, stages = next(iter(read_log(made).items()))
@@ -42,7 +50,12 @@ def measure_seeds(
     (folder / "measurements.json").write_text(json.dumps({**about, **by_seed}, indent=1) + "\n")
     lines = [entry for seed in sorted(logs) for entry in logs[seed].values()]
     (folder / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return measured, logs
+
+
+def read_measurements(folder: Path) -> dict[str, Any]:
+    """What a folder's measurements.json holds; `measured` is by training seed."""
+    kept = json.loads((folder / "measurements.json").read_text())
+    return {**kept, "measured": {int(seed): found for seed, found in kept["measured"].items()}}
 
 
 def read_log(folder: Path) -> dict[int, dict[str, dict]]:
@@ -81,6 +94,13 @@ def stage_table(logs: Mapping[int, Mapping[str, dict]], stages: Sequence[str], r
             [stage, recipe[stage], *counts, spread(minutes, "{:.1f}"), str(shown["threads"]), spread(losses, "{:.3f}")]
         )
     return markdown(rows)
+
+
+def seeds(measured: Mapping[int, Measured]) -> str:
+    """Which training seeds the numbers are about, in words."""
+    if len(measured) == 1:
+        return f"One training seed, {SHIPPED}."
+    return f"Training seed {SHIPPED}; in brackets, the lowest and the highest of {len(measured)} training seeds."
 
 
 def percent(rates: Mapping[int, float]) -> str:

@@ -6,12 +6,21 @@ the training log). A RUN is what train has written for another training seed: it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 from mmlens.organisms import CHECKPOINTS
-from mmlens.organisms.cards import SHIPPED, Measured, accuracy_table, main, measure_seeds, percent, stage_table
+from mmlens.organisms.cards import (
+    SHIPPED,
+    Measured,
+    accuracy_table,
+    main,
+    percent,
+    read_log,
+    read_measurements,
+    seeds,
+    stage_table,
+)
 from mmlens.organisms.pictoworld.evaluate import load, measure, patch_probe
 
 _GIVEN = {
@@ -74,7 +83,8 @@ The image comes first: `<s>`, 64 image tokens (8 by 8), then the words. Without 
 ## Accuracy
 
 Exact match of the whole answer, greedy, on $scenes held-out scenes (seed $seed): combinations of domain, nouns,
-colours and places that no stage has seen. One training seed. n is the number of questions.
+colours and places that no stage has seen. n is the number of questions.
+$seeds
 
 $table
 
@@ -117,19 +127,17 @@ The numbers on this page were written by `python -m mmlens.organisms.pictoworld.
 """)
 
 
-def write_card(folder: Path, runs: Sequence[Path] = (), *, n: int = 400, seed: int = 0) -> None:
-    """Measures the checkpoint in the folder, and of the runs; writes its measurements.json and README.md."""
-    about = {"checkpoint": folder.name, "split": "held_out", "scenes": n, "seed": seed}
-    measured, logs = measure_seeds(folder, runs, lambda made: _measure(made, n, seed), about)
-    stages = _STAGES[folder.name]
-    last = logs[SHIPPED][stages[-1]]
+def card(folder: Path) -> str:
+    """The model card of a checkpoint, from the measurements and the training log beside it."""
+    kept, logs, stages = read_measurements(folder), read_log(folder), _STAGES[folder.name]
+    measured, last = kept["measured"], logs[SHIPPED][stages[-1]]
     probes = {seed: found["patch_probe"] for seed, found in measured.items()}
-    card = _CARD.substitute(
+    return _CARD.substitute(
         name=folder.name,
         introduction=_INTRODUCTION[folder.name],
-        scenes=n,
-        seed=seed,
-        seeds=len(measured),
+        scenes=kept["examples"],
+        seed=kept["seed"],
+        seeds=seeds(measured),
         table=accuracy_table(measured, _GIVEN),
         stages=stage_table(logs, stages, _RECIPE),
         training_seed=SHIPPED,
@@ -137,14 +145,14 @@ def write_card(folder: Path, runs: Sequence[Path] = (), *, n: int = 400, seed: i
         color=percent({seed: probe["color of object patches"] for seed, probe in probes.items()}),
         **{key: last[key] for key in ("machine", "torch", "transformers")},
     )
-    (folder / "README.md").write_text(card)
 
 
-def _measure(folder: Path, n: int, seed: int) -> Measured:
+def measure_checkpoint(folder: Path, n: int, seed: int) -> Measured:
+    """Exact-match rates on n held-out scenes, and how well the tower's patches can be read."""
     model, processor = load(folder)
     return {"exact_match": measure(model, processor, n=n, seed=seed), "patch_probe": patch_probe(model)}
 
 
 if __name__ == "__main__":
     shipped = [CHECKPOINTS[name] for name in _STAGES]
-    main(write_card, shipped, description=__doc__, examples=400)
+    main(shipped, measure=measure_checkpoint, card=card, description=__doc__, examples=400)
