@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmlens import HookedMLLM
+from mmlens.organisms import CHECKPOINTS
 
 HERE = Path(__file__).parent
 ROWS: dict[str, dict] = {}
@@ -20,7 +21,7 @@ def expectations() -> dict:
 @pytest.fixture(scope="session")
 def organisms() -> dict[str, HookedMLLM]:
     torch.set_grad_enabled(True)
-    return {name: HookedMLLM.from_pretrained(name, device="cpu") for name in ("pictoworld", "pictoworld-frozen")}
+    return {name: HookedMLLM.from_pretrained(name, device="cpu") for name in CHECKPOINTS}
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import bootstrap
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from mmlens import HookedMLLM, Inputs
+from mmlens.families import family_of
 from mmlens.organisms import CHECKPOINTS
 from mmlens.organisms.pictoworld import Question, Scene
 
@@ -80,7 +81,7 @@ def interval(values: Sequence[float], images: Sequence[int], expectations: dict)
 
 def random_weights(name: str, seed: int = 0) -> HookedMLLM:
     """Return the organism with the entries of every weight tensor shuffled: the same statistics, nothing learnt."""
-    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINTS[name])
+    model = family_of(AutoConfig.from_pretrained(CHECKPOINTS[name]).model_type).loads.from_pretrained(CHECKPOINTS[name])
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
