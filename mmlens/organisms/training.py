@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -25,16 +27,65 @@ from transformers.masking_utils import sdpa_mask
 
 from mmlens.organisms.packing import Batch
 
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
+class Descent(NamedTuple):
+    """The mean loss of every twentieth of the way, and the seconds that it took."""
+
+    losses: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage under way: `steps` batches of `batch` rows, drawn from `seed` on. Its state is kept in a file as it goes."""
+
+    name: str
+    steps: int
+    batch: int
+    seed: int
+    keep: Path
+    every: int = 100
+
+    def descend(self, loss_at: Callable[[int], torch.Tensor], optimizers: Optimizers) -> Descent:
+        """Trains what the optimizers hold: cosine decay after a warm-up, gradients clipped at 1.
+
+        `loss_at(step)` must depend on nothing but the step and the weights: then a run that was killed goes on from its
+        last kept state to the same weights as one that was not.
+        """
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        losses, before = _restore(self.keep, parameters, optimizers) if self.keep.exists() else ([], 0.0)
+        groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+        started = time.time() - before
+        bar = tqdm(range(len(losses), self.steps), self.name, initial=len(losses), total=self.steps, mininterval=5)
+        for step in bar:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_at(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group, rate in groups:
+                group["lr"] = rate * _share(step, self.steps)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+            if (step + 1) % self.every == 0:
+                _keep(self.keep, parameters, optimizers, losses, time.time() - started)
+        means = [round(sum(part) / len(part), 4) for part in _twentieths(losses)]
+        return Descent(means, round(time.time() - started, 1))
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `train(model, steps, batch, seed)` returns its losses.
+    """One stage: `train(model, run)` returns what `run.descend` does.
 
     part: the prefix of the weights that it trains, which later stages start from.
     finishes: the name of the checkpoint that is finished with it.
     """
 
-    train: Callable[[Any, int, int, int], list[float]]
+    train: Callable[[Any, Run], Descent]
     steps: int
     batch: int = 24
     part: str = "model."
@@ -64,7 +115,7 @@ def train(
     only: str | None = None,
     check: int = 100,
 ) -> None:
-    """Runs, in order, the stages whose weights `out`'s folder `work` lacks.
+    """Runs, in order, the stages whose weights `out`'s folder `work` lacks; one that was killed goes on where it was.
 
     steps, batch: for every stage, instead of each stage's own number.
     only: the one stage to run (stages that do not need each other can run side by side).
@@ -81,17 +132,23 @@ def train(
         for other in organism.stages:
             if (work / f"{other}.safetensors").exists():
                 model.load_state_dict(load_file(work / f"{other}.safetensors"), strict=False)
-        plan = {"seed": seed, "steps": steps or stage.steps, "batch": batch or stage.batch}
-        started = time.time()
-        losses = stage.train(model, plan["steps"], plan["batch"], 1 + seed * 10**8 + 10**7 * index)
-        seconds = round(time.time() - started, 1)
+        run = Run(
+            name,
+            steps=steps or stage.steps,
+            batch=batch or stage.batch,
+            seed=1 + seed * 10**8 + 10**7 * index,
+            keep=work / f"{name}-under-way.safetensors",
+        )
+        descent = stage.train(model, run)
+        plan = {"stage": name, "seed": seed, "steps": run.steps, "batch": run.batch}
         accuracy = organism.accuracy(model.eval(), name, check)
-        _log(work, {"stage": name, **plan, "seconds": seconds, "losses": losses, "accuracy": accuracy})
+        _log(work, {**plan, "seconds": descent.seconds, "losses": descent.losses, "accuracy": accuracy})
         if stage.finishes:
             organism.save(model, out / stage.finishes)
             shutil.copy(work / "training.jsonl", out / stage.finishes)
         state = {key: value.contiguous() for key, value in model.state_dict().items() if key.startswith(stage.part)}
         save_file(state, weights)
+        run.keep.unlink(missing_ok=True)
 
 
 def main(organism: Organism, *, description: str | None, out: Path) -> None:
@@ -137,36 +194,37 @@ def muon_and_adamw(part: nn.Module, muon_lr: float, adamw_lr: float) -> list[tor
     ]
 
 
-def descend(
-    steps: int, loss_at: Callable[[int], torch.Tensor], optimizers: list[torch.optim.Optimizer], name: str
-) -> list[float]:
-    """The mean loss of every twentieth of the way: cosine decay after a warm-up, gradients clipped at 1."""
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+def _share(step: int, steps: int) -> float:
+    """Of the learning rate, what a step uses: up from a hundredth in a straight line, then down along a cosine."""
     warm_up = min(100, max(1, steps // 10))
-    schedules = [
-        torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm_up)),
-            ],
-            [warm_up],
-        )
-        for optimizer in optimizers
-    ]
-    losses = []
-    for step in (bar := tqdm(range(steps), desc=name, mininterval=5)):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_at(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
-    return [round(sum(part) / len(part), 4) for part in _twentieths(losses)]
+    if step < warm_up:
+        return 0.01 + 0.99 * step / warm_up
+    return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
+
+
+def _keep(path: Path, parameters: Sequence[Any], optimizers: Optimizers, losses: list[float], seconds: float) -> None:
+    tensors = {f"parameter {index}": parameter.detach() for index, parameter in enumerate(parameters)}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"state {number} {index} {name}": value for name, value in state.items()}
+    partial, about = path.with_suffix(".partial"), {"losses": json.dumps(losses), "seconds": str(seconds)}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, about)
+    partial.replace(path)
+
+
+def _restore(path: Path, parameters: Sequence[Any], optimizers: Optimizers) -> tuple[list[float], float]:
+    with safe_open(path, "pt") as kept, torch.no_grad():
+        for index, parameter in enumerate(parameters):
+            parameter.copy_(kept.get_tensor(f"parameter {index}"))
+        for number, optimizer in enumerate(optimizers):
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for key in kept.keys():  # noqa: SIM118 (it is no dict)
+                kind, *where = key.split(" ", 3)
+                if kind == "state" and int(where[0]) == number:
+                    state.setdefault(int(where[1]), {})[where[2]] = kept.get_tensor(key)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        about = kept.metadata()
+    return json.loads(about["losses"]), float(about["seconds"])
 
 
 def _twentieths(values: list[float]) -> Iterator[list[float]]:

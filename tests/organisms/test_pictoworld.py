@@ -191,6 +191,7 @@ def test_a_tower_without_labels_predicts_the_pixels_that_the_patches_have(scenes
         np.testing.assert_allclose(told[position].numpy() * 127.5 + 127.5, piece, atol=1e-3)
 
 
-def test_hiding_patches_teaches_the_tower_without_labels():
-    losses = masked.train_masked(network.build_model(), 40, 8, 0)
+def test_hiding_patches_teaches_the_tower_without_labels(tmp_path):
+    run = training.Run("masked", steps=40, batch=8, seed=0, keep=tmp_path / "kept")
+    losses = masked.train_masked(network.build_model(), run).losses
     assert losses[-1] < 0.5 * losses[0]

@@ -23,30 +23,30 @@ from mmlens.organisms.pictosound.batches import CLASSES, position_batch, sound_b
 from mmlens.organisms.pictosound.clips import clips
 from mmlens.organisms.pictosound.evaluate import measure_notes, measure_sound, position_probe, sound_features
 from mmlens.organisms.pictosound.network import POSITIONS, build_model, build_processor, save
-from mmlens.organisms.training import Organism, Stage, descend, language_loss, main, muon_and_adamw
+from mmlens.organisms.training import Descent, Organism, Run, Stage, language_loss, main, muon_and_adamw
 
 _CURRICULUM = 0.35
 _CHECK_SEED = 10**6
 
 
-def train_language(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the first stage; easy sentences first, then all of them."""
+def train_language(model, run: Run) -> Descent:
+    """Trains the first stage; easy sentences first, then all of them."""
     part = model.model.language_model.requires_grad_(True)
 
     def loss(step):
-        return _loss(model, text_batch(seed + step, batch, simple=0.85 if step < _CURRICULUM * steps else 0.1))
+        return _loss(model, text_batch(run.seed + step, run.batch, simple=0.85 if step < _CURRICULUM * run.steps else 0.1))
 
-    return descend(steps, loss, muon_and_adamw(part, 0.012, 2e-3), "language")
+    return run.descend(loss, muon_and_adamw(part, 0.012, 2e-3))
 
 
-def train_tower(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the second stage: noun, pitch, rhythm and order at every position, by linear heads."""
+def train_tower(model, run: Run) -> Descent:
+    """Trains the second stage: noun, pitch, rhythm and order at every position, by linear heads."""
     tower = model.model.audio_tower
     width = model.config.audio_config.d_model
     heads = nn.ModuleDict({name: nn.Linear(width, len(values) + 1) for name, values in CLASSES.items()})
 
     def loss(step):
-        sounds, classes = position_batch(seed + step, batch)
+        sounds, classes = position_batch(run.seed + step, run.batch)
         features = sound_features(model, sounds).flatten(0, 1)
         # Where nothing sounds is easy to hear: it counts less.
         importance = torch.where(classes["noun"] < len(world.NOUNS), 1.0, 0.3).flatten()
@@ -56,36 +56,36 @@ def train_tower(model, steps: int, batch: int, seed: int) -> list[float]:
         )
         return (total * importance).sum() / importance.sum()
 
-    return descend(steps, loss, muon_and_adamw(nn.ModuleList([tower, heads]), 0.02, 3e-3), "tower")
+    return run.descend(loss, muon_and_adamw(nn.ModuleList([tower, heads]), 0.02, 3e-3))
 
 
-def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the third stage, in which nothing but the projector changes."""
+def train_projector(model, run: Run) -> Descent:
+    """Trains the third stage, in which nothing but the projector changes."""
     projector = model.model.multi_modal_projector.linear
     model.requires_grad_(False)
     with torch.no_grad():
-        spread = sound_features(model, position_batch(seed - 1, 64)[0]).std().item()
+        spread = sound_features(model, position_batch(run.seed - 1, 64)[0]).std().item()
         nn.init.orthogonal_(projector.weight, 10 * model.get_input_embeddings().weight.std().item() / spread)
     projector.requires_grad_(True)
     optimizers = [
         torch.optim.Muon([projector.weight], lr=0.03 / spread, weight_decay=0.0),
         torch.optim.AdamW([projector.bias], lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return descend(steps, lambda step: _loss(model, sound_batch(seed + step, batch)), optimizers, "projector")
+    return run.descend(lambda step: _loss(model, sound_batch(run.seed + step, run.batch)), optimizers)
 
 
-def train_tuning(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the fourth stage: sounds, and half as many rows of text so that notes are not forgotten."""
+def train_tuning(model, run: Run) -> Descent:
+    """Trains the fourth stage: sounds, and half as many rows of text so that notes are not forgotten."""
     model.requires_grad_(True)
     model.model.audio_tower.embed_positions.requires_grad_(False)
 
     def loss(step):
-        text = text_batch(seed + step, batch // 2, simple=0.0)
-        return _loss(model, sound_batch(seed + step, batch)) + 0.5 * _loss(model, text)
+        text = text_batch(run.seed + step, run.batch // 2, simple=0.0)
+        return _loss(model, sound_batch(run.seed + step, run.batch)) + 0.5 * _loss(model, text)
 
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=6e-4, betas=(0.9, 0.98), weight_decay=0.01)
-    return descend(steps, loss, [optimizer], "tuning")
+    return run.descend(loss, [optimizer])
 
 
 def accuracy(model, stage: str, n: int) -> dict[str, float]:

@@ -16,22 +16,22 @@ from torch import nn
 from mmlens.organisms.pictoworld import world
 from mmlens.organisms.pictoworld.batches import pixels_of
 from mmlens.organisms.pictoworld.train import PICTOWORLD
-from mmlens.organisms.training import Stage, descend, main, muon_and_adamw
+from mmlens.organisms.training import Descent, Run, Stage, main, muon_and_adamw
 
 _HIDDEN = 0.5
 
 
-def train_masked(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the vision stage without labels: squared error of the hidden patches' pixels."""
+def train_masked(model, run: Run) -> Descent:
+    """Trains the vision stage without labels: squared error of the hidden patches' pixels."""
     tower = model.model.vision_tower
     width = model.config.vision_config.hidden_size
     mask, painter = _Mask(width), nn.Linear(width, 3 * world.PATCH**2)
 
     def loss(step):
-        drawn = [world.layout_at("train", seed + step, index)[0] for index in range(batch)]
+        drawn = [world.layout_at("train", run.seed + step, index)[0] for index in range(run.batch)]
         pixels = pixels_of([world.render(layout) for layout in drawn])
         truth = patches(pixels)
-        hidden = torch.rand(truth.shape[:2], generator=torch.Generator().manual_seed(seed + step)) < _HIDDEN
+        hidden = torch.rand(truth.shape[:2], generator=torch.Generator().manual_seed(run.seed + step)) < _HIDDEN
         embedding = tower.embeddings.patch_embedding
         handle = embedding.register_forward_hook(lambda module, given, embedded: mask(embedded, hidden))
         try:
@@ -40,7 +40,7 @@ def train_masked(model, steps: int, batch: int, seed: int) -> list[float]:
             handle.remove()
         return (painter(features).float() - truth)[hidden].square().mean()
 
-    return descend(steps, loss, muon_and_adamw(nn.ModuleList([tower, mask, painter]), 0.02, 3e-3), "masked patches")
+    return run.descend(loss, muon_and_adamw(nn.ModuleList([tower, mask, painter]), 0.02, 3e-3))
 
 
 def patches(pixels: Float[torch.Tensor, "batch 3 64 64"]) -> Float[torch.Tensor, "batch patch pixel"]:

@@ -24,31 +24,31 @@ from mmlens.organisms.pictoworld.batches import IMAGE_POSITIONS, image_batch, pa
 from mmlens.organisms.pictoworld.evaluate import image_features, measure_image, measure_notes, patch_probe
 from mmlens.organisms.pictoworld.network import build_model, build_processor, save
 from mmlens.organisms.pictoworld.scenes import scenes
-from mmlens.organisms.training import Organism, Stage, descend, language_loss, main, muon_and_adamw
+from mmlens.organisms.training import Descent, Organism, Run, Stage, language_loss, main, muon_and_adamw
 
 _CURRICULUM = 0.35
 _CHECK_SEED = 10**6
 
 
-def train_language(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the first stage; easy sentences first, then all of them."""
+def train_language(model, run: Run) -> Descent:
+    """Trains the first stage; easy sentences first, then all of them."""
     part = model.model.language_model.requires_grad_(True)
 
     def loss(step):
-        return _loss(model, text_batch(seed + step, batch, simple=0.85 if step < _CURRICULUM * steps else 0.3))
+        return _loss(model, text_batch(run.seed + step, run.batch, simple=0.85 if step < _CURRICULUM * run.steps else 0.3))
 
-    return descend(steps, loss, muon_and_adamw(part, 0.012, 2e-3), "language")
+    return run.descend(loss, muon_and_adamw(part, 0.012, 2e-3))
 
 
-def train_vision(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the second stage: silhouette (or domain) and colour of every patch, by two linear heads."""
+def train_vision(model, run: Run) -> Descent:
+    """Trains the second stage: silhouette (or domain) and colour of every patch, by two linear heads."""
     tower = model.model.vision_tower
     width = model.config.vision_config.hidden_size
     shape_head = nn.Linear(width, len(world.SILHOUETTE_CLASSES) + len(world.DOMAINS))
     color_head = nn.Linear(width, len(world.COLORS) + 1)
 
     def loss(step):
-        pixels, shapes, colors = patch_batch(seed + step, batch)
+        pixels, shapes, colors = patch_batch(run.seed + step, run.batch)
         features = image_features(model, pixels)
         # Most patches are background, which is easy: they count less.
         importance = torch.where(colors < len(world.COLORS), 1.0, 0.2)
@@ -59,15 +59,15 @@ def train_vision(model, steps: int, batch: int, seed: int) -> list[float]:
         return (total * importance.flatten()).sum() / importance.sum()
 
     optimizers = muon_and_adamw(nn.ModuleList([tower, shape_head, color_head]), 0.02, 3e-3)
-    return descend(steps, loss, optimizers, "vision")
+    return run.descend(loss, optimizers)
 
 
-def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the third stage, in which nothing but the projector changes."""
+def train_projector(model, run: Run) -> Descent:
+    """Trains the third stage, in which nothing but the projector changes."""
     projector = model.model.multi_modal_projector
     model.requires_grad_(False)
     with torch.no_grad():
-        spread = image_features(model, patch_batch(seed - 1, 64)[0]).std().item()
+        spread = image_features(model, patch_batch(run.seed - 1, 64)[0]).std().item()
         embeddings = model.get_input_embeddings().weight.std().item()
         nn.init.orthogonal_(projector.linear_1.weight, 1 / spread)
         nn.init.orthogonal_(projector.linear_2.weight, 10 * embeddings)
@@ -83,19 +83,19 @@ def train_projector(model, steps: int, batch: int, seed: int) -> list[float]:
         ),
         torch.optim.AdamW(biases, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    return descend(steps, lambda step: _loss(model, image_batch(seed + step, batch)), optimizers, "projector")
+    return run.descend(lambda step: _loss(model, image_batch(run.seed + step, run.batch)), optimizers)
 
 
-def train_tuning(model, steps: int, batch: int, seed: int) -> list[float]:
-    """The losses of the fourth stage: images, and half as many rows of text so that notes are not forgotten."""
+def train_tuning(model, run: Run) -> Descent:
+    """Trains the fourth stage: images, and half as many rows of text so that notes are not forgotten."""
     model.requires_grad_(True)
 
     def loss(step):
-        text = text_batch(seed + step, batch // 2, simple=0.0)
-        return _loss(model, image_batch(seed + step, batch)) + 0.5 * _loss(model, text)
+        text = text_batch(run.seed + step, run.batch // 2, simple=0.0)
+        return _loss(model, image_batch(run.seed + step, run.batch)) + 0.5 * _loss(model, text)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.98), weight_decay=0.01)
-    return descend(steps, loss, [optimizer], "tuning")
+    return run.descend(loss, [optimizer])
 
 
 def _loss(model, batch: Batch) -> torch.Tensor:
