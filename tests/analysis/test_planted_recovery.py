@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
@@ -82,7 +83,8 @@ def test_above_all_scores_of_its_null_stand_the_concept_neurons_and_in_the_twin_
     # are all of that kind has the probability 4 ** -5 < 0.001, so that at most four stand above the highest other one.
     truth = {(i, layer, unit) for i, noun in enumerate(NOUNS) for _, layer, unit in case.key.concepts[noun]}
     assert truth <= reported(attributed[0])
-    assert len(reported(attributed[0]) - truth) <= 4
+    own = {(i, *at): attributed[0][i, i][at].item() for i in range(len(NOUNS)) for at in np.ndindex(4, 96)}
+    assert min(own[one] for one in truth) > 5 * max(score for one, score in own.items() if one not in truth)
     assert len(reported(attributed[1])) <= 4
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 
 from mmlens.testing import AnswerKey, Planted, planted
@@ -142,6 +143,14 @@ def zeroed(neurons):
 
 def test_every_question_is_answered(case):
     for batch in case.batches:
+        assert case.plain.answers(batch) == [one.answer for one in batch]
+
+
+def test_it_is_answered_wherever_a_thing_is_shown_and_however_often(case):
+    kinds = (*NOUNS, *CARRIED, EITHER)
+    once = tuple(case.made.stimulus({index: kinds[index % len(kinds)]}, domain="noon", seed=index) for index in range(25))
+    twice = tuple(case.made.stimulus({0: kind, 8: kind, 24: kind}, domain="dusk", seed=9) for kind in kinds)
+    for batch in (once, twice):
         assert case.plain.answers(batch) == [one.answer for one in batch]
 
 
@@ -322,9 +331,13 @@ def test_a_seed_says_it_all(case, tmp_path):
         assert all(one[key].equal(two[key]) for key in two)
 
 
-def test_what_cannot_be_shown_is_refused(case):
+def test_what_cannot_be_planted_or_shown_is_refused(case, tmp_path):
+    with pytest.raises((ValueError, TypeCheckError), match="modality"):
+        planted(tmp_path, modality="video")
     with pytest.raises(ValueError, match="one thing is said at a time"):
         case.made.stimulus({0: "car", 1: "boat"})
+    with pytest.raises(ValueError, match="one thing is said at a time"):
+        case.made.stimulus({0: "car", 1: "sun", 2: "veil"})  # though the sun is not said, it takes half of what is
     for wrong in ({0: "cat"}, {25: "car"}):
         with pytest.raises(ValueError, match="a medium shows"):
             case.made.stimulus(wrong)

@@ -70,7 +70,8 @@ class Planted:
         """Return a stimulus that shows `shown` in `domain`; text alone where the domain is None.
 
         `seed` draws the grain of the medium and the five words before the question: all prompts are of one length. Raises
-        ValueError for what cannot be shown or asked, and where two things that are shown would be said at once.
+        ValueError for what cannot be shown or asked, and where two things would be said at once (one thing may be in many
+        places, and a veil beside it).
         """
         shown = dict(shown or {})
         wrong = [what for what in shown.values() if what not in SHOWN]
@@ -78,9 +79,12 @@ class Planted:
             raise ValueError(f"a medium shows {', '.join(SHOWN)} at positions 0 to {POSITIONS - 1}; got {shown}, {domain=}")
         if domain not in (*DOMAINS, None) or question not in QUESTIONS:
             raise ValueError(f"domains are {DOMAINS} or None, questions {QUESTIONS}; got {domain!r} and {question!r}")
-        said = set(shown.values()) - {VEIL} - ({SILENCED} if VEIL in shown.values() else set())
-        if len(said) > 1:
-            raise ValueError(f"one thing is said at a time, got {sorted(said)}: show one of them (a veil may be beside it)")
+        things = set(shown.values()) - {VEIL}
+        if len(things) > 1:
+            raise ValueError(
+                f"one thing is said at a time, got {sorted(things)}: show one of them (a veil may be beside it)"
+            )
+        said = things - ({SILENCED} if VEIL in shown.values() else set())
         random = np.random.default_rng(seed)
         words = random.choice(FILLERS, 5).tolist()
         spoken = self.key.modality if domain else "text"
@@ -124,8 +128,10 @@ def planted(folder: str | Path, *, modality: Seen = "image", seed: int = 0) -> P
     The twin has the same tower, projector, embeddings, unembedding and norms, so that the same enters block 0 and the same
     is read from the end, and in the language model's blocks the same values in every row that reads the stream and every
     column that writes to it; but those of each planted vector, its threshold aside, have changed places with values at
-    coordinates that mean nothing. It answers no question.
+    coordinates that mean nothing. It answers no question. Raises ValueError for another modality.
     """
+    if modality not in PLACEHOLDER:
+        raise ValueError(f"planted models see or hear: modality is one of {sorted(PLACEHOLDER)}, got {modality!r}")
     folder = Path(folder)
     build = {"image": llava.BUILDERS["llava-clip-llama"], "audio": qwen2_audio.BUILDERS["qwen2-audio"]}[modality]
     size = {"image": dict(image_size=eyes.SIDE * eyes.PATCH, patch_size=eyes.PATCH), "audio": dict(mels=ears.MELS)}[modality]

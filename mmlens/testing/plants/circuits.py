@@ -27,6 +27,9 @@ REST, SEEK, MEDIA, TEXT = 9.0, 15.0, 13.0, 10.0  # attention scores: the first t
 HOME, CALL = D_HEAD // 2 - 2, D_HEAD // 2 - 1  # the two slowest rotary pairs, in which distance hardly counts
 
 
+Head = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class AnswerKey(Storable):
     """Where everything is in a planted model: neurons by what they write, heads as (layer, head), coordinates by name.
@@ -53,7 +56,7 @@ class AnswerKey(Storable):
     pair: Neurons
     clamp: Neurons
     inhibitor: Neurons
-    heads: dict[str, tuple[int, int]]
+    heads: dict[str, Head]
     pitches: dict[str, float]
 
     def neurons(self) -> Neurons:
@@ -107,7 +110,7 @@ def plant(
     group = torch.randint(KV_HEADS, (LAYERS,), generator=generator).tolist()
     member = torch.randint(HEADS // KV_HEADS, (LAYERS, 2), generator=generator).tolist()
 
-    def head(layer: int, second: bool, asks: str | None, seeks: Mapping[str, float], copies: Mapping[str, str]):
+    def head(layer: int, second: bool, asks: str | None, seeks: Mapping[str, float], copies: Mapping[str, str]) -> Head:
         """Plant a head that, where `asks` is 1, looks at what it `seeks` and copies coordinates; else it rests."""
         own = (group[layer] + second) % KV_HEADS
         index = own * (HEADS // KV_HEADS) + member[layer][int(second)]
