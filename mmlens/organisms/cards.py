@@ -58,10 +58,10 @@ def read_measurements(folder: Path) -> dict[str, Any]:
     return {**kept, "measured": {int(seed): found for seed, found in kept["measured"].items()}}
 
 
-def read_log(folder: Path) -> dict[int, dict[str, dict]]:
+def read_log(folder: Path, name: str = "training.jsonl") -> dict[int, dict[str, dict]]:
     """The entries of a folder's training log, by training seed and stage, the shipped seed first."""
     logs: dict[int, dict[str, dict]] = {}
-    for line in (folder / "training.jsonl").read_text().splitlines():
+    for line in (folder / name).read_text().splitlines():
         entry = json.loads(line)
         logs.setdefault(entry["seed"], {})[entry["stage"]] = entry
     return dict(sorted(logs.items(), key=lambda item: item[0] != SHIPPED))
