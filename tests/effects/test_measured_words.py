@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from examples import BATCH, batches, interval
+from examples import BATCH, batches, interval, random_weights
 
 from mmlens.organisms import pictoworld
 from mmlens.organisms.pictoworld import text
@@ -58,7 +58,25 @@ def test_the_domain_that_notes_mention_turns_a_bare_shape_into_a_noun(organisms,
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_pixels_are_named_by_the_domain_around_them(organisms, report, expectations, name):
     settings = expectations["domain_naming"]
-    pairs = pictoworld.domain_pairs("held_out", n=settings["pairs"], seed=settings["seed"])
+    own, other = named_by_domain(organisms[name], name, settings["pairs"], report, expectations)
+    if name == "pictoworld":
+        assert own >= settings["own_noun"]
+        assert other <= settings["other_noun_at_most"]
+
+
+def test_shuffled_weights_know_no_words(report, expectations):
+    model, settings = random_weights("pictoworld"), expectations["shuffled_weights"]
+    asked = [text.facts_of(noun)[1] for noun in pictoworld.NOUNS]
+    right = exact(answers(model, [prompt for prompt, _ in asked]), [answer for _, answer in asked])
+    report("text only: weights shuffled: definition -> noun", *interval(right, range(len(right)), expectations), len(right))
+    assert np.mean(right) <= settings["exact_at_most"]
+    own, _ = named_by_domain(model, "weights shuffled", settings["pairs"], report, expectations)
+    assert own <= settings["exact_at_most"]
+
+
+def named_by_domain(model, name, n, report, expectations):
+    """Return how often a renamed silhouette gets the noun of its picture's domain, and that of the other picture's."""
+    pairs = pictoworld.domain_pairs("held_out", n=n, seed=expectations["domain_naming"]["seed"])
     own: list[float] = []
     other: list[float] = []
     images: list[int] = []
@@ -66,16 +84,14 @@ def test_the_same_pixels_are_named_by_the_domain_around_them(organisms, report, 
         for mine, theirs in (("clean", "corrupted"), ("corrupted", "clean")):
             halves = [(getattr(pair, mine), getattr(pair, theirs), pair.index) for pair in batch]
             prompts = [f"what is at the {scene.objects[i].place} ? answer :" for scene, _, i in halves]
-            said = answers(organisms[name], prompts, [scene.image for scene, *_ in halves])
+            said = answers(model, prompts, [scene.image for scene, *_ in halves])
             for values, column in ((own, 0), (other, 1)):
                 objects = [half[column].objects[half[2]] for half in halves]
                 values += exact(said, [f"a {o.color} {o.noun}" for o in objects])
             images += range(start, start + len(batch))
     for label, values in (("its own domain's noun", own), ("the other domain's noun", other)):
         report(f"domain naming: {name}: same pixels, {label}", *interval(values, images, expectations), len(values))
-    if name == "pictoworld":
-        assert np.mean(own) >= settings["own_noun"]
-        assert np.mean(other) <= settings["other_noun_at_most"]
+    return np.mean(own), np.mean(other)
 
 
 def renamed(question):
