@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-_CHECKPOINTS = Path(__file__).parent / "pictoworld" / "checkpoints"
-
-CHECKPOINTS: dict[str, Path] = {name: _CHECKPOINTS / name for name in ("pictoworld", "pictoworld-frozen")}
+CHECKPOINTS: dict[str, Path] = {
+    name: Path(__file__).parent / world / "checkpoints" / name
+    for world in ("pictoworld", "pictosound")
+    for name in (world, f"{world}-frozen")
+}
 """The folder of every checkpoint, by name; each loads with transformers' from_pretrained."""
 
 __all__ = ["CHECKPOINTS"]

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mmlens.organisms import CHECKPOINTS, cards
-from mmlens.organisms.pictoworld import card
+from mmlens.organisms.pictosound import card as of_sounds
+from mmlens.organisms.pictoworld import card as of_pictures
 
 ABOUT = {"split": "held_out", "examples": 10, "seed": 0}
 
@@ -30,10 +31,11 @@ def rated(rate):
     return {"exact_match": {"image": {"color": {"rate": rate, "n": 8}}, "notes": {"color": {"rate": 1.0, "n": 8}}}}
 
 
-@pytest.mark.parametrize("name", ["pictoworld", "pictoworld-frozen"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_shipped_card_is_what_its_measurements_and_its_log_say(name):
     folder = CHECKPOINTS[name]
-    assert (folder / "README.md").read_text() == card.card(folder)
+    card = of_sounds.card if name.startswith("pictosound") else of_pictures.card
+    assert (folder / "README.md").read_text() == card(folder)
 
 
 def test_a_table_shows_the_shipped_seed_and_the_range_over_all():

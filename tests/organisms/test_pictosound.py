@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmlens import HookedMLLM
 from mmlens.families.qwen2_audio import timeline
 from mmlens.media import Sound
-from mmlens.organisms import pictosound
+from mmlens.organisms import CHECKPOINTS, pictosound
 from mmlens.organisms.asking import answers
 from mmlens.organisms.pictosound import batches, evaluate, network, text, timbres, train, world
 from mmlens.organisms.training import train as train_stages
@@ -21,6 +22,11 @@ NAMES = ("pictosound", "pictosound-frozen")
 @pytest.fixture(scope="module")
 def clips():
     return pictosound.clips("held_out", n=40, seed=3)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def checkpoint(request):
+    return request.param, *evaluate.load(CHECKPOINTS[request.param])
 
 
 def test_the_same_seed_makes_the_same_clip_however_many_are_made(clips):
@@ -178,6 +184,31 @@ def test_the_class_of_a_position_is_that_of_the_event_in_its_seconds():
             assert inside.sum().item() * places.step == pytest.approx((tone.stop - tone.start) / world.RATE)
             expected[inside > 0.5] = world.NOUNS.index(tone.noun)
         assert (classes["noun"][row] == expected).all()
+
+
+def test_a_checkpoint_answers_held_out_questions(checkpoint, clips):
+    _, model, processor = checkpoint
+    for kind in ("pitch", "order"):
+        asked = [(clip.samples, q) for clip in clips for q in clip.questions if q.kind == kind]
+        prompts, sounds = [f"{evaluate.PLACEHOLDER}{q.text}" for _, q in asked], [samples for samples, _ in asked]
+        said = answers(model, processor, prompts, audio=sounds, rate=world.RATE)
+        assert np.mean([a == q.answer for a, (_, q) in zip(said, asked, strict=True)]) > 0.9
+
+
+def test_what_a_sound_says_is_answered_through_mmlens_as_through_transformers(checkpoint, clips):
+    name, model, processor = checkpoint
+    hooked = HookedMLLM.from_pretrained(name, device="cpu")
+    asked = [(clip, clip.questions[0]) for clip in clips[:5]]
+    inputs = hooked.to_inputs([q.text for _, q in asked], audio=[clip.audio for clip, _ in asked])
+    prompts = [f"{evaluate.PLACEHOLDER}{q.text}" for _, q in asked]
+    said = answers(model, processor, prompts, audio=[clip.samples for clip, _ in asked], rate=world.RATE)
+    assert hooked.generate(inputs, max_new_tokens=8).text == said
+
+
+def test_both_checkpoints_are_small_and_float32(checkpoint):
+    name, model, _ = checkpoint
+    assert sum(file.stat().st_size for file in CHECKPOINTS[name].iterdir()) < 10_000_000
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_few_steps_train_two_folders_that_load_and_keep_what_is_frozen(tmp_path):

@@ -88,7 +88,9 @@ def build_model(seed: int = 0) -> Qwen2AudioForConditionalGeneration:
 def save(model: Qwen2AudioForConditionalGeneration, folder: Path) -> None:
     """Writes model and processor so that transformers loads them by the folder alone."""
     model.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    processor: Any = build_processor()
+    processor.chat_template = None  # transformers' own speaks in tokens that this vocabulary lacks
+    processor.save_pretrained(folder)
 
 
 def _sinusoids() -> torch.Tensor:

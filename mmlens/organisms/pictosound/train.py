@@ -113,7 +113,7 @@ PICTOSOUND = Organism(
         "language": Stage(train_language, steps=600, part="model.language_model."),
         "tower": Stage(train_tower, steps=500, batch=32, part="model.audio_tower."),
         "projector": Stage(train_projector, steps=300, part="model.multi_modal_projector.", finishes="pictosound-frozen"),
-        "tuning": Stage(train_tuning, steps=400, batch=16, finishes="pictosound"),
+        "tuning": Stage(train_tuning, steps=250, batch=16, finishes="pictosound"),
     },
     build=build_model,
     save=save,
