@@ -34,11 +34,11 @@ def grow(model: Any, tokenizer: Any, layout: dict[str, int], generator: torch.Ge
     for layer in decoder.layers:
         spread(layer.mlp.gate_proj.weight, 0.7 * unit, 0.1, 0.3)
         spread(layer.mlp.up_proj.weight, 0.7 * unit, 0.1, 0.3)
-        spread(layer.mlp.down_proj.weight, 0.02, 0.006, 0.0, writes=True)
+        spread(layer.mlp.down_proj.weight, 0.02, 0.003, 0.0, writes=True)
         for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            spread(matrix.weight, 0.7 * unit, 0.1, 0.0)
+            spread(matrix.weight, 0.5 * unit, 0.1, 0.0)
         spread(layer.self_attn.v_proj.weight, 0.5 * unit, 0.05, 0.0)
-        spread(layer.self_attn.o_proj.weight, 0.02, 0.006, 0.0, writes=True)
+        spread(layer.self_attn.o_proj.weight, 0.02, 0.003, 0.0, writes=True)
         layer.self_attn.v_proj.weight[:, layout["bos"]] = 0.0  # a head that rests moves nothing
     rms = ((CONST**2 + SPREAD**2 * len(hidden) + 4) / d_model) ** 0.5
     for name, gain in decoder.named_parameters():
