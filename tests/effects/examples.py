@@ -1,14 +1,16 @@
 """What the effects tests share: questions about scenes as batches, intervals, and a model with shuffled weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.stats import bootstrap
 from transformers import AutoConfig, AutoProcessor
 
-from mmlens import HookedMLLM, Inputs
+from mmlens import HookedMLLM, Inputs, metrics
+from mmlens.analysis import activation_patching
 from mmlens.families import family_of
 from mmlens.organisms import CHECKPOINTS
 from mmlens.organisms.pictoworld import Question, Scene
@@ -87,3 +89,62 @@ def random_weights(name: str, seed: int = 0) -> HookedMLLM:
         for weight in model.parameters():
             weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
     return HookedMLLM(model, AutoProcessor.from_pretrained(CHECKPOINTS[name]), name=f"{name}, weights shuffled")
+
+
+@dataclass(frozen=True)
+class Patched:
+    """The effect [layer, site, pair], which pairs are answered correctly in both halves, and the metric's gap [pair]."""
+
+    effect: torch.Tensor
+    usable: torch.Tensor
+    gap: torch.Tensor
+
+
+def patched(model: HookedMLLM, pairs: Sequence, questions: Callable, sites: Callable, seed: int) -> Patched:
+    """Patch the clean half of each pair into the corrupted one.
+
+    `questions(model, pairs)` are both inputs and both nouns' tokens, `sites(inputs, pairs, seed)` the masks by name.
+    """
+    effects, usable, gaps = [], [], []
+    for start in range(0, len(pairs), 40):
+        batch = pairs[start : start + 40]
+        clean, corrupted, right, wrong = questions(model, batch)
+        with torch.no_grad():
+            usable.append((model(clean)[:, -1].argmax(-1) == right) & (model(corrupted)[:, -1].argmax(-1) == wrong))
+        found = activation_patching(
+            model,
+            clean=clean,
+            corrupted=corrupted,
+            metric=partial(metrics.logit_diff, correct=right, wrong=wrong),
+            sites=sites(clean, batch, seed + start),
+        )
+        effects.append(found.effect)
+        gaps.append(found.clean_metric - found.corrupted_metric)
+    return Patched(torch.cat(effects, dim=-1), torch.cat(usable), torch.cat(gaps))
+
+
+def recoveries(name, effect: torch.Tensor, which: torch.Tensor, sites: Sequence[str], report, expectations) -> torch.Tensor:
+    """Return the mean effect of patching [layer, site] over the pairs that count, and put it in the table."""
+    effect, kept = effect[:, :, which], which.nonzero()[:, 0].tolist()
+    means = torch.zeros(effect.shape[:2])
+    for layer in range(effect.shape[0]):
+        for site, label in enumerate(sites):
+            found = interval(effect[layer, site].tolist(), kept, expectations)
+            means[layer, site] = found[0]
+            report(f"patching: {name}: recovery before layer {layer}, {label}", *found, len(kept))
+    return means
+
+
+def inside_and_as_many_others(
+    media: torch.Tensor, inside: Sequence[torch.Tensor], seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two masks [batch, pos]: a medium's positions that are `inside` (a mask per row), and as many random others."""
+    generator = np.random.default_rng(seed)
+    chosen, others = torch.zeros_like(media), torch.zeros_like(media)
+    for row, here in enumerate(inside):
+        positions = media[row].nonzero()[:, 0]
+        outside = positions[~here]
+        drawn = generator.choice(len(outside), size=min(int(here.sum()), len(outside)), replace=False)
+        chosen[row, positions[here]] = True
+        others[row, outside[torch.from_numpy(drawn)]] = True
+    return chosen, others

@@ -1,15 +1,9 @@
 """The difference between two pictures travels from the object's image positions to the last position."""
 
-from dataclasses import dataclass
-from functools import partial
-
-import numpy as np
 import pytest
 import torch
-from examples import interval, random_weights
+from examples import Patched, inside_and_as_many_others, interval, patched, random_weights, recoveries
 
-from mmlens import metrics
-from mmlens.analysis import activation_patching
 from mmlens.organisms import pictoworld
 
 SITES = ("object", "other image positions", "question", "last")
@@ -18,8 +12,8 @@ SITES = ("object", "other image positions", "question", "last")
 @pytest.mark.parametrize("name", ["pictoworld", "pictoworld-frozen"])
 def test_patching_follows_the_object_from_its_image_positions_to_the_last_position(organisms, report, expectations, name):
     settings = expectations["patching"]
-    found = patched(organisms[name], settings["pairs"], expectations)
-    means = table(name, found, found.usable, report, expectations)
+    found = measured(organisms[name], settings["pairs"], expectations)
+    means = recoveries(name, found.effect, found.usable, SITES, report, expectations)
     on_object, others, _, last = means.T
     if name == "pictoworld":
         assert found.usable.sum() >= settings["usable_pairs"]
@@ -34,10 +28,10 @@ def test_shuffled_weights_carry_the_difference_between_two_pictures_but_hardly_i
     organisms, report, expectations
 ):
     settings = expectations["shuffled_weights"]
-    found = patched(random_weights("pictoworld-frozen"), settings["pairs"], expectations)
-    trained = patched(organisms["pictoworld-frozen"], settings["pairs"], expectations)
+    found = measured(random_weights("pictoworld-frozen"), settings["pairs"], expectations)
+    trained = measured(organisms["pictoworld-frozen"], settings["pairs"], expectations)
     everything = torch.ones_like(found.usable)
-    table("weights shuffled", found, everything, report, expectations)
+    recoveries("weights shuffled", found.effect, everything, SITES, report, expectations)
     gaps = {"weights shuffled": found, "pictoworld-frozen": trained}
     means = {}
     for name, row in gaps.items():
@@ -49,46 +43,9 @@ def test_shuffled_weights_carry_the_difference_between_two_pictures_but_hardly_i
     assert means["weights shuffled"][0] <= settings["metric_gap_at_most"] * means["pictoworld-frozen"][0]
 
 
-@dataclass(frozen=True)
-class Patched:
-    """The effect [layer, site, pair], which pairs are answered correctly in both pictures, and the metric's gap."""
-
-    effect: torch.Tensor
-    usable: torch.Tensor
-    gap: torch.Tensor
-
-
-def patched(model, n, expectations) -> Patched:
-    settings = expectations["patching"]
-    pairs = pictoworld.pairs("held_out", n=n, seed=settings["seed"])
-    effects, usable, gaps = [], [], []
-    for start in range(0, len(pairs), 40):
-        batch = pairs[start : start + 40]
-        clean, corrupted, right, wrong = questions(model, batch)
-        with torch.no_grad():
-            usable.append((model(clean)[:, -1].argmax(-1) == right) & (model(corrupted)[:, -1].argmax(-1) == wrong))
-        found = activation_patching(
-            model,
-            clean=clean,
-            corrupted=corrupted,
-            metric=partial(metrics.logit_diff, correct=right, wrong=wrong),
-            sites=sites(clean, batch, settings["seed"] + start),
-        )
-        effects.append(found.effect)
-        gaps.append(found.clean_metric - found.corrupted_metric)
-    return Patched(torch.cat(effects, dim=-1), torch.cat(usable), torch.cat(gaps))
-
-
-def table(name, found: Patched, which, report, expectations):
-    """Return the mean effect [layer, site] over the pairs that count, and put it in the table."""
-    effect, images = found.effect[:, :, which], which.nonzero()[:, 0].tolist()
-    means = torch.zeros(effect.shape[:2])
-    for layer in range(effect.shape[0]):
-        for site, label in enumerate(SITES):
-            found_interval = interval(effect[layer, site].tolist(), images, expectations)
-            means[layer, site] = found_interval[0]
-            report(f"patching: {name}: recovery before layer {layer}, {label}", *found_interval, len(images))
-    return means
+def measured(model, n, expectations) -> Patched:
+    seed = expectations["patching"]["seed"]
+    return patched(model, pictoworld.pairs("held_out", n=n, seed=seed), questions, sites, seed)
 
 
 def questions(model, pairs):
@@ -107,16 +64,9 @@ def questions(model, pairs):
 
 def sites(inputs, pairs, seed):
     """Return the masks: the object (in either picture), as many other image positions, the question, the last position."""
-    generator = np.random.default_rng(seed)
-    image = inputs.mask("image")
-    on_object, other = torch.zeros_like(image), torch.zeros_like(image)
+    image, last, inside = inputs.mask("image"), inputs.last(), []
     for row, pair in enumerate(pairs):
         mask = torch.from_numpy(pair.clean.objects[pair.index].mask | pair.corrupted.objects[pair.index].mask)
-        inside = inputs.grids[row][0].overlap(mask) > 0
-        positions = image[row].nonzero()[:, 0]
-        outside = positions[~inside]
-        drawn = generator.choice(len(outside), size=min(int(inside.sum()), len(outside)), replace=False)
-        on_object[row, positions[inside]] = True
-        other[row, outside[torch.from_numpy(drawn)]] = True
-    last = inputs.last()
+        inside.append(inputs.grids[row][0].overlap(mask) > 0)
+    on_object, other = inside_and_as_many_others(image, inside, seed)
     return dict(zip(SITES, (on_object, other, inputs.mask("all") & ~image & ~last, last), strict=True))

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mmlens.organisms.pairing import draw_pairs
 from mmlens.organisms.pictosound import world
 from mmlens.organisms.pictosound.text import LEXICON, Question, caption_of, notes_of, questions_of
 from mmlens.organisms.pictosound.world import Layout, Split
@@ -93,20 +94,8 @@ def pairs(split: Split = "held_out", n: int = 100, seed: int = 0, change: Change
     change: what differs about that event, which stays where and as loud as it was. Nouns that differ also differ in
     their first token.
     """
-    found, index = [], 0
-    while len(found) < n:
-        layout, rng = world.layout_at(split, seed, index)
-        # Both halves must belong to the split, so changes are drawn until one does; a few clips are given up.
-        for corrupted, position in (_changed(layout, rng, change) for _ in range(20)):
-            if world.split_of(corrupted) == split:
-                wording = int(rng.integers(2**31))
-                clean, corrupted = (
-                    compose(half, np.random.default_rng(wording), (split, seed, index)) for half in (layout, corrupted)
-                )
-                found.append(Pair(clean, corrupted, position))
-                break
-        index += 1
-    return found
+    found = draw_pairs(world, split, n, seed, change=lambda layout, rng: _changed(layout, rng, change), compose=compose)
+    return [Pair(*pair) for pair in found]
 
 
 def shuffled(clips: Sequence[Clip]) -> list[tuple[Float[np.ndarray, " sample"], int]]:

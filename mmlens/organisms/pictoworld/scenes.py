@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from mmlens.organisms.pairing import draw_pairs
 from mmlens.organisms.pictoworld import world
 from mmlens.organisms.pictoworld.text import LEXICON, Question, caption_of, notes_of, questions_of
 from mmlens.organisms.pictoworld.world import Layout, Split, Thing
@@ -77,7 +78,8 @@ def pairs(split: Split = "held_out", n: int = 100, seed: int = 0, change: Change
 
     change: what differs about that object. Nouns that differ also differ in their first token.
     """
-    return _pairs(split, n, seed, lambda layout, rng: _changed(layout, rng, change))
+    found = draw_pairs(world, split, n, seed, change=lambda layout, rng: _changed(layout, rng, change), compose=compose)
+    return [Pair(*pair) for pair in found]
 
 
 def domain_pairs(split: Split = "held_out", n: int = 100, seed: int = 0) -> list[Pair]:
@@ -85,7 +87,7 @@ def domain_pairs(split: Split = "held_out", n: int = 100, seed: int = 0) -> list
 
     The object at `index` has one of the silhouettes that every domain names differently: its noun differs.
     """
-    return _pairs(split, n, seed, _retold)
+    return [Pair(*pair) for pair in draw_pairs(world, split, n, seed, change=_retold, compose=compose)]
 
 
 def shuffled(scenes: Sequence[Scene]) -> list[Image.Image]:
@@ -103,23 +105,6 @@ def shuffled(scenes: Sequence[Scene]) -> list[Image.Image]:
 def blank() -> Image.Image:
     """A uniform grey image: a control that shows nothing."""
     return Image.new("RGB", (world.SIZE, world.SIZE), (128, 128, 128))
-
-
-def _pairs(split, n, seed, change) -> list[Pair]:
-    found, index = [], 0
-    while len(found) < n:
-        layout, rng = world.layout_at(split, seed, index)
-        # Both halves must belong to the split, so changes are drawn until one does; a few scenes are given up.
-        for corrupted, position in filter(None, (change(layout, rng) for _ in range(20))):
-            if world.split_of(corrupted) == split:
-                wording = int(rng.integers(2**31))
-                clean, corrupted = (
-                    compose(half, np.random.default_rng(wording), (split, seed, index)) for half in (layout, corrupted)
-                )
-                found.append(Pair(clean, corrupted, position))
-                break
-        index += 1
-    return found
 
 
 def _changed(layout: Layout, rng, change: Change) -> tuple[Layout, int] | None:
