@@ -149,7 +149,8 @@ def test_scores_follow_their_neurons():
 
 
 def test_a_set_that_was_saved_is_the_set_that_is_loaded(tmp_path):
-    for neurons in (Neurons.of(random_set(0), WIDTHS), top_k(torch.randn(3, 6), 4, widths=WIDTHS), Neurons.of([], WIDTHS)):
+    scores = torch.arange(18.0).view(6, 3).T  # whose highest are spread over the layers, which `random_like` needs
+    for neurons in (Neurons.of(random_set(0), WIDTHS), top_k(scores, 4, widths=WIDTHS), Neurons.of([], WIDTHS)):
         loaded = Neurons.load(neurons.save(tmp_path / "neurons"))
         assert loaded == neurons and loaded.widths == neurons.widths
         assert (loaded.score is None) == (neurons.score is None)
