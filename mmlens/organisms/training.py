@@ -129,9 +129,9 @@ def train(
             continue
         model = organism.build(seed)
         model.set_attn_implementation("sdpa_in_float32")
-        for other in organism.stages:
-            if (work / f"{other}.safetensors").exists():
-                model.load_state_dict(load_file(work / f"{other}.safetensors"), strict=False)
+        for earlier in list(organism.stages)[:index]:
+            if (work / f"{earlier}.safetensors").exists():
+                model.load_state_dict(load_file(work / f"{earlier}.safetensors"), strict=False)
         run = Run(
             name,
             steps=steps or stage.steps,
@@ -233,7 +233,7 @@ def _twentieths(values: list[float]) -> Iterator[list[float]]:
 
 
 def _attention_in_float32(module, query, key, value, *arguments, **settings):
-    # The backward pass of attention in bfloat16 would take a third of a step: it is slow on processors.
+    # The backward pass of attention in bfloat16 is slow on processors.
     with torch.autocast("cpu", enabled=False):
         output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *arguments, **settings)
     return output.to(query.dtype), weights

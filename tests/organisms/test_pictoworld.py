@@ -1,6 +1,7 @@
 """Pictoworld: its ground truth is exact, and its checkpoints load by transformers alone and answer."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,13 @@ def test_hiding_patches_teaches_the_tower_without_labels(tmp_path):
     run = training.Run("masked", steps=40, batch=8, seed=0, keep=tmp_path / "kept")
     losses = masked.train_masked(network.build_model(), run).losses
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_stage_that_is_run_again_starts_from_the_stages_before_it_only(tmp_path):
+    train_ = partial(training.train, train.PICTOWORLD, tmp_path, steps=2, batch=2, check=2)
+    train_()
+    first = training.load_file(tmp_path / "pictoworld-frozen" / "model.safetensors")
+    (tmp_path / "work" / "projector.safetensors").unlink()
+    train_(only="projector")
+    again = training.load_file(tmp_path / "pictoworld-frozen" / "model.safetensors")
+    assert all(again[name].equal(first[name]) for name in first)

@@ -127,7 +127,7 @@ the rhythm in $rhythm and the order in $order of cases.
 - There are 72 sequences of one event, of which one in ten is held out: accuracy on clips of one event rests on these, and
   another clip of one event is the same one in a fifth of cases, or has its timbre, which is what its column shows there.
 - The answers to pitch and rhythm begin with the word that was asked for. Two earlier wordings, in which the language model
-  had to name the noun at once, stayed at guessing for pitch (.44 and .45 from notes, after 800 and 700 steps).
+  had to name the noun at once, stayed at guessing for pitch.
 - Input and output embeddings are tied, so what the projector writes can be decodable before the first layer.
 - Heads of the first two layers were initialised to look at the previous tokens, and queries to agree with keys
   (mimetic initialisation): such structure in them was put there.

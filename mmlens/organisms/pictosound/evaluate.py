@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch.nn import functional as F
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from mmlens.organisms.asking import Rates, answers, rates
 from mmlens.organisms.pictosound import world
-from mmlens.organisms.pictosound.batches import CLASSES, position_batch
+from mmlens.organisms.pictosound.batches import position_batch
 from mmlens.organisms.pictosound.clips import Clip, clips, shuffled, silence
 from mmlens.organisms.pictosound.text import AUDIO, BEGIN, CAPTION_PROMPT, END, Question
+from mmlens.organisms.probing import linear_probe
 
 PLACEHOLDER = f"{BEGIN}{AUDIO}{END}"
 _PROBE_SEED = 2 * 10**6
@@ -60,19 +60,12 @@ def sound_features(model, features: Float[torch.Tensor, "batch mel frame"]) -> F
 @torch.inference_mode()
 def position_probe(model, *, n: int = 600) -> dict[str, float]:
     """How often a linear probe (ridge regression) tells noun, pitch, rhythm and order at held-out positions of events."""
-    sets = {}
+    sets = []
     for split in ("train", "held_out"):
         features, classes = position_batch(_PROBE_SEED, n, split)
         heard = classes["noun"] < len(world.NOUNS)
-        read = F.pad(sound_features(model, features)[heard], (0, 1), value=1.0).double()
-        sets[split] = read, {name: found[heard] for name, found in classes.items()}
-    (features, targets), (held_out, truths) = sets["train"], sets["held_out"]
-    gram = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
-    found = {}
-    for name in CLASSES:
-        weights = torch.linalg.solve(gram, features.T @ F.one_hot(targets[name]).double())
-        found[name] = round(((held_out @ weights).argmax(-1) == truths[name]).double().mean().item(), 4)
-    return found
+        sets += [sound_features(model, features)[heard], {name: found[heard] for name, found in classes.items()}]
+    return linear_probe(*sets)
 
 
 def _rates(model, processor, held_out: Sequence[Clip], sounds: Sequence[np.ndarray] | None) -> Rates:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch.nn import functional as F
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mmlens.organisms.asking import Rates, answers, rates
@@ -15,6 +14,7 @@ from mmlens.organisms.pictoworld.batches import patch_batch
 from mmlens.organisms.pictoworld.scenes import Scene, blank, scenes, shuffled
 from mmlens.organisms.pictoworld.text import CAPTION_PROMPT, Question
 from mmlens.organisms.pictoworld.world import COLORS, RENAMED
+from mmlens.organisms.probing import linear_probe
 
 _PROBE_SEED = 2 * 10**6
 _RENAMED_NOUNS = {noun for nouns in RENAMED.values() for noun in nouns.values()}
@@ -55,22 +55,13 @@ def image_features(model, pixels: Float[torch.Tensor, "batch 3 64 64"]) -> Float
 @torch.inference_mode()
 def patch_probe(model, *, n: int = 600) -> dict[str, float]:
     """How often a linear probe (ridge regression) names the silhouette and the colour of a held-out object patch."""
-    sets = {}
+    sets = []
     for split in ("train", "held_out"):
         pixels, shapes, colors = patch_batch(_PROBE_SEED, n, split)
         shown = colors < len(COLORS)
-        sets[split] = (
-            F.pad(image_features(model, pixels)[shown], (0, 1), value=1.0).double(),
-            shapes[shown],
-            colors[shown],
-        )
-    (features, *targets), (held_out, *truths) = sets["train"], sets["held_out"]
-    gram = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
-    found = {}
-    for name, target, truth in zip(("silhouette", "color"), targets, truths, strict=True):
-        weights = torch.linalg.solve(gram, features.T @ F.one_hot(target).double())
-        found[f"{name} of object patches"] = round(((held_out @ weights).argmax(-1) == truth).double().mean().item(), 4)
-    return found
+        classes = {"silhouette of object patches": shapes[shown], "color of object patches": colors[shown]}
+        sets += [image_features(model, pixels)[shown], classes]
+    return linear_probe(*sets)
 
 
 def _rates(model, processor, held_out, images) -> Rates:

@@ -8,7 +8,7 @@ import torch
 
 from mmlens.testing.plants.eyes import D_TOWER, STEADY, whisper
 from mmlens.testing.plants.language import CONST, SPREAD
-from mmlens.testing.plants.layout import DOMAINS, SHOWN, background
+from mmlens.testing.plants.layout import DOMAINS, SHOWN, background, seen
 
 RATE, SECONDS, POSITIONS = 16_000, 1, 25
 SAMPLES = RATE * SECONDS // POSITIONS  # of a position: four mel frames
@@ -114,5 +114,5 @@ def _project(
     linear.bias[hidden] = -weights @ heard.mean(0)
     linear.bias[layout["const"]], linear.bias[layout["media"]] = CONST, 1.0
     for index, kind in enumerate(KINDS):
-        linear.weight[layout[f"{'domain' if kind in DOMAINS else 'seen'}:{kind}"], index] = 1 / FULL
+        linear.weight[seen(layout, kind), index] = 1 / FULL
     linear.weight[:, null] = -linear.weight.sum(1)

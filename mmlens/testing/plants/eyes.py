@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmlens.testing.plants.language import CONST, SPREAD
-from mmlens.testing.plants.layout import DOMAINS, SHOWN, background
+from mmlens.testing.plants.layout import DOMAINS, SHOWN, background, seen
 
 SIDE, PATCH = 5, 6
 MIDDLE, REACH, GRAIN = 128, 90, 28
@@ -101,7 +101,7 @@ def _project(projector: Any, layout: dict[str, int], generator: torch.Generator)
         sees[1:4] = SEE * direction / 2
         first.weight[unit] = _with_negatives(sees)
         first.bias[unit] = -SEE * 1.5  # so SEE / 2 for its own colour, and -SEE / 2 or less for any other
-        second.weight[layout[f"{'domain' if kind in DOMAINS else 'seen'}:{kind}"], unit] = 2 / SEE
+        second.weight[seen(layout, kind), unit] = 2 / SEE
 
 
 def _with_negatives(channels: torch.Tensor) -> torch.Tensor:

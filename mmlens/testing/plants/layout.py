@@ -43,3 +43,8 @@ def background(layout: dict[str, int], d_model: int) -> Int[Tensor, " hidden"]:
     """Return the coordinates without a name, ascending."""
     named = set(layout.values())
     return torch.tensor([place for place in range(d_model) if place not in named])
+
+
+def seen(layout: dict[str, int], kind: str) -> int:
+    """Return the coordinate that says that a thing or a domain is shown."""
+    return layout[f"{'domain' if kind in DOMAINS else 'seen'}:{kind}"]
