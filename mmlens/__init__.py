@@ -4,40 +4,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmlens import hooks, metrics
+    from mmlens import data, hooks, metrics, stats
     from mmlens.cache import ActivationCache
+    from mmlens.data import Example
     from mmlens.grid import Grid, Tiles, Timeline
     from mmlens.inputs import Inputs, Span
     from mmlens.media import Sound, Video
     from mmlens.model import Generation, HookedMLLM
     from mmlens.neurons import Neurons, top_k
+    from mmlens.stats import SampleStats, TokenStats, TopExamples
+    from mmlens.sweeps import Sweep, sweep
 
 __all__ = [
     "ActivationCache",
+    "Example",
     "Generation",
     "Grid",
     "HookedMLLM",
     "Inputs",
     "Neurons",
+    "SampleStats",
     "Sound",
     "Span",
+    "Sweep",
     "Tiles",
     "Timeline",
+    "TokenStats",
+    "TopExamples",
     "Video",
+    "data",
     "hooks",
     "metrics",
+    "stats",
+    "sweep",
     "top_k",
 ]
 
 _FILES = {
     "cache": ("ActivationCache",),
+    "data": ("Example",),
     "grid": ("Grid", "Tiles", "Timeline"),
     "inputs": ("Inputs", "Span"),
     "media": ("Sound", "Video"),
     "model": ("Generation", "HookedMLLM"),
     "neurons": ("Neurons", "top_k"),
+    "stats": ("SampleStats", "TokenStats", "TopExamples"),
+    "sweeps": ("Sweep", "sweep"),
 }
-_ROOMS = ("analysis", "doctor", "hooks", "metrics", "organisms", "plot", "testing", "verify")
+_ROOMS = ("analysis", "data", "doctor", "hooks", "metrics", "organisms", "plot", "stats", "testing", "verify")
 
 
 def __getattr__(name: str) -> Any:

@@ -45,13 +45,19 @@ class Storable:
 
         Raises TypeError for a field that holds something else than tensors, numbers, text and storables.
         """
-        path = _with_suffix(path)
+        path = with_suffix(path)
         tensors: dict[str, Tensor] = {}
         header = {"format": FORMAT, "value": json.dumps(_encode(self, tensors, type(self).__name__))}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(save(tensors, metadata=header))  # by us, so that the file gets the user's own permissions
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:  # by us, so that the file gets the user's own permissions
+                file.write(save(tensors, metadata=header))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -60,7 +66,7 @@ class Storable:
 
         Raises FileNotFoundError, and ValueError for a file that is damaged, not ours, or holds another kind of thing.
         """
-        path = _with_suffix(path)
+        path = with_suffix(path)
         if not path.is_file():
             raise FileNotFoundError(f"no saved result at {path}")
         try:
@@ -109,7 +115,7 @@ class Provenance(Storable):
             parameters={key: _plain(value) for key, value in parameters.items()},
             seed=seed,
             versions=dict(_versions()),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=_now().isoformat(timespec="seconds"),
         )
 
     def warn_unless(self, model: HasIdentity) -> None:
@@ -152,6 +158,12 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
+def _now() -> datetime:
+    """Return the time, or what SOURCE_DATE_EPOCH says that it is, for results that are equal byte for byte."""
+    said = os.environ.get("SOURCE_DATE_EPOCH")
+    return datetime.fromtimestamp(int(said), timezone.utc) if said else datetime.now(timezone.utc)
+
+
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
     return tuple((package, version(package)) for package in PACKAGES)
@@ -164,7 +176,8 @@ def _shown(name: str, value: Any) -> str:
     return f"{name}={text if len(text) < 80 else text[:76] + '...'}"
 
 
-def _with_suffix(path: str | Path) -> Path:
+def with_suffix(path: str | Path) -> Path:
+    """Return the path of a saved result: .safetensors is added where it is missing."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
