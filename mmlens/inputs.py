@@ -14,6 +14,7 @@ from mmlens.grid import Grid, Place, Tiles, Timeline
 
 Modality = Literal["text", "special", "image", "video", "audio", "pad"]
 MODALITIES: tuple[Modality, ...] = ("text", "special", "image", "video", "audio", "pad")
+PAD = MODALITIES.index("pad")
 MEDIA: tuple[Modality, ...] = ("image", "video", "audio")
 _PART = re.compile(r"(?P<kind>image|video|audio):(?P<medium>\d+)(?:/(?P<part>tile|frame):(?P<number>\d+))?")
 
@@ -38,6 +39,11 @@ class Row:
     `medium` numbers images, then videos, then sounds (-1: none), as `grids` and `media` do. `stream` is what the model
     takes beside the tokens, a number per position (`mm_token_type_ids` and kin); `tower` has a leading axis of media,
     tiles or patches, along which rows are joined.
+
+    `entries` says what the leading axis of a tower's activations counts: (medium, how many of it) in the order in which a
+    tower reads them, for each tensor of `tower` that is read on its own (none said: one entry for each medium). `inside`
+    holds, for the modules whose entries are not all of their medium, what each position inside an entry is [entry, pos]:
+    an index in MODALITIES, "pad" where there is nothing.
     """
 
     text: str
@@ -49,6 +55,8 @@ class Row:
     media: tuple[Any, ...] = ()
     stream: dict[str, list[int]] = field(default_factory=dict)
     answer: int = 0
+    entries: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    inside: dict[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
 
     def answered(self, tokens: Sequence[int], **stream: int) -> "Row":
         """Return this row with the answer `tokens` behind it; `stream` says what they are in there (0 unless said)."""
@@ -69,7 +77,8 @@ class Inputs:
     `tokens`, `attention_mask`: [batch, pos], media placeholders expanded. `tower`: what the towers are fed
     (`pixel_values` and kin), in the order of the rows. `stream`: what the model takes beside the tokens, [batch, pos].
     `grids[row][medium]` maps a medium's positions to pixels or seconds, or is None where there is no map.
-    `media[row][medium]` is the original image, video or sound: images first, then videos, then sounds.
+    `media[row][medium]` is the original image, video or sound: images first, then videos, then sounds. `entries` are
+    (row, medium, how many) in the order in which towers read them, `inside` what their positions are; see `Row` and `held`.
     """
 
     text: tuple[str, ...]
@@ -82,6 +91,8 @@ class Inputs:
     grids: tuple[tuple[Place, ...], ...]
     media: tuple[tuple[Any, ...], ...]
     stream: dict[str, Int[Tensor, "batch pos"]] = field(default_factory=dict)
+    entries: tuple[tuple[int, int, int], ...] = ()
+    inside: dict[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row], *, pad: int) -> "Inputs":
@@ -95,13 +106,12 @@ class Inputs:
 
         towers = dict.fromkeys(name for row in rows for name in row.tower)
         streams = dict.fromkeys(name for row in rows for name in row.stream)
+        insides = dict.fromkeys(name for row in rows for name in row.inside)
         return cls(
             text=tuple(row.text for row in rows),
             tokens=torch.tensor([padded(row.tokens, pad) for row in rows]),
             attention_mask=torch.tensor([padded([1] * len(row.tokens), 0) for row in rows]),
-            modality=torch.tensor(
-                [padded([MODALITIES.index(m) for m in row.modality], MODALITIES.index("pad")) for row in rows]
-            ),
+            modality=torch.tensor([padded([MODALITIES.index(m) for m in row.modality], PAD) for row in rows]),
             medium=torch.tensor([padded(row.medium, -1) for row in rows]),
             answer=torch.tensor(
                 [padded([i >= len(row.tokens) - row.answer for i in range(len(row.tokens))], False) for row in rows]
@@ -110,6 +120,8 @@ class Inputs:
             grids=tuple(row.grids for row in rows),
             media=tuple(row.media for row in rows),
             stream={name: torch.tensor([padded(row.stream.get(name, []), 0) for row in rows]) for name in streams},
+            entries=_entries(rows),
+            inside={name: _joined([row.inside[name] for row in rows if name in row.inside], fill=PAD) for name in insides},
         )
 
     def __len__(self) -> int:
@@ -215,6 +227,36 @@ class Inputs:
         where[:, -1] = True
         return where
 
+    def held(self, module: str, shape: Sequence[int]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
+        """Return which row each vector of an activation belongs to (-1: padding of any kind), and the modality it holds.
+
+        `shape` is the activation's without its last axis, and the shape of both; modalities are indices in MODALITIES.
+        `module` is `language` ([batch, pos]) or one of the others: [entry, pos], where entries are media or tiles, or
+        [entry], where they are patches, or positions of the stream made of them. Raises ValueError for a shape that the
+        activations of these inputs do not have.
+        """
+        if module == "language":
+            _fits(module, shape, tuple(self.tokens.shape))
+            rows = torch.arange(len(self), device=self.tokens.device)[:, None]
+            return rows.where(self.attention_mask.bool(), -1), self.modality
+        own = [self.medium[row] == medium for row, medium, _ in self.entries]
+        sizes, positions = [count for *_, count in self.entries], [int(here.sum()) for here in own]
+        inside = self.inside.get(module)
+        if inside is None and len(shape) == 1 and shape[0] != sum(sizes):
+            sizes = positions
+        _fits(module, shape, (sum(sizes), *shape[1:2]) if inside is None else tuple(inside.shape))
+        repeats = self.modality.new_tensor(sizes)
+
+        def spread(values: Sequence[int]) -> Tensor:
+            each = self.modality.new_tensor(values).repeat_interleave(repeats)
+            return each.view(-1, *[1] * (len(shape) - 1)).expand(*shape)
+
+        rows = spread([row for row, *_ in self.entries])
+        if inside is not None:
+            return rows.where(inside != PAD, -1), inside
+        kinds = [int(self.modality[row][here][0]) for (row, *_), here in zip(self.entries, own, strict=True)]
+        return rows, spread(kinds)
+
     def spans(self, row: int) -> list[Span]:
         """Return the runs of neighbouring positions of `row` that hold the same modality and medium, in order."""
         spans: list[Span] = []
@@ -230,7 +272,8 @@ class Inputs:
     def to(self, device: torch.device | str) -> "Inputs":
         """Return these inputs with every tensor on `device`."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        fed = {part: {name: value.to(device) for name, value in getattr(self, part).items()} for part in ("tower", "stream")}
+        parts = ("tower", "stream", "inside")
+        fed = {part: {name: value.to(device) for name, value in getattr(self, part).items()} for part in parts}
         return replace(self, **tensors, **fed)
 
     def kwargs(self) -> dict[str, Tensor]:
@@ -248,12 +291,28 @@ class Inputs:
         return sha.hexdigest()[:16]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Return `parts` one after the other along the first axis; along the others, the shorter end in zeros."""
+def _entries(rows: Sequence[Row]) -> tuple[tuple[int, int, int], ...]:
+    """Return (row, medium, how many) in the order in which towers read: the pictures of all rows, then their videos."""
+    read = [row.entries or {"": [(medium, 1) for medium in range(len(row.media))]} for row in rows]
+    tensors = sorted({name for one in read for name in one})  # pixel_values before pixel_values_videos
+    return tuple((row, *entry) for name in tensors for row, one in enumerate(read) for entry in one.get(name, ()))
+
+
+def _fits(module: str, got: Sequence[int], expected: tuple[int, ...]) -> None:
+    """Raise ValueError for the shape of an activation (without its units) that is not the expected one."""
+    if tuple(got) != expected:
+        raise ValueError(
+            f"activations of {module} on these inputs are {list(expected)} without their last axis, got {list(got)}: give "
+            "the shape of a neuron's activation (hook_post) in this very run, at its prompt"
+        )
+
+
+def _joined(parts: list[Tensor], fill: int = 0) -> Tensor:
+    """Return `parts` one after the other along the first axis; along the others, the shorter end in `fill`."""
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
 
     def whole(part: Tensor) -> Tensor:
         missing = [(0, size - own) for size, own in zip(shape, part.shape[1:], strict=True)]
-        return torch.nn.functional.pad(part, [edge for pair in reversed(missing) for edge in pair])
+        return torch.nn.functional.pad(part, [edge for pair in reversed(missing) for edge in pair], value=fill)
 
     return torch.cat([part if list(part.shape[1:]) == shape else whole(part) for part in parts])

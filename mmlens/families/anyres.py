@@ -48,13 +48,7 @@ def anyres(
     With `most`, a lattice of (much) more positions than that many tiles have is shrunk. Boxes reach over the picture's
     edge where padding shares a position with it.
     """
-    width, height = size
-    target = select_best_resolution((height, width), [tuple(one) for one in pinpoints])
-    if target is None or target[0] % edge or target[1] % edge:
-        raise UnsupportedModel(
-            f"mmlens knows resolutions in whole tiles of {edge} pixels; a picture of {size} gets {target}"
-        )
-    count = edge // patch
+    (width, height), target, count = size, _target(size, pinpoints, edge), edge // patch
     resized = _resized((height, width), target)
     rows, columns = (length // edge * count for length in target)
     cut = [0, 0]
@@ -76,6 +70,22 @@ def anyres(
     rows_at, columns_at = ((), ()) if edge == count * patch else (tuple(down), tuple(across))
     fine = Grid(new[0], new[1], region, size, newline=True, rows_at=rows_at, columns_at=columns_at)
     return Tiles((overview(size, edge=edge, patch=patch), fine), size)
+
+
+def tile_count(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], *, edge: int) -> int:
+    """Return how many tiles a picture of `size` (width, height) goes through the tower in, the overview among them."""
+    height, width = _target(size, pinpoints, edge)
+    return 1 + height // edge * (width // edge)
+
+
+def _target(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], edge: int) -> tuple[int, int]:
+    """Return the (height, width) of the lattice of tiles that a picture of `size` (width, height) is put into."""
+    target = select_best_resolution((size[1], size[0]), [tuple(one) for one in pinpoints])
+    if target is None or target[0] % edge or target[1] % edge:
+        raise UnsupportedModel(
+            f"mmlens knows resolutions in whole tiles of {edge} pixels; a picture of {size} gets {target}"
+        )
+    return target
 
 
 def _resized(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

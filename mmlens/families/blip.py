@@ -19,6 +19,7 @@ import re
 from functools import wraps
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge.generalized_components import LinearBridge, MLPBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
@@ -28,7 +29,7 @@ from transformer_lens.model_bridge.supported_architectures.opt import OptArchite
 from mmlens import attention
 from mmlens.families.family import UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import FusedAttention, Projector, TowerBlock, heads, mlp, native_attention
-from mmlens.inputs import Row
+from mmlens.inputs import MODALITIES, Row
 from mmlens.media import Media
 
 
@@ -210,11 +211,14 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         lengths={"image": [queries] * len(images)},
         special=special_ids(processor.tokenizer),
     )
-    tower = {}
+    tower, inside = {}, {}
     if images:
+        inside["qformer"] = torch.full((len(images), queries), MODALITIES.index("image"))
         tower["pixel_values"] = processor.image_processor(images, return_tensors="pt")["pixel_values"]
         if reader := getattr(processor, "qformer_tokenizer", None):
             words = reader(rest.replace(token, " "), return_tensors="pt")
             tower["qformer_input_ids"] = words["input_ids"].repeat(len(images), 1)
             tower["qformer_attention_mask"] = words["attention_mask"].repeat(len(images), 1)
-    return Row(text, tokens, modality, medium, tower, (None,) * len(images), media.all())
+            kinds, _ = label(words["input_ids"][0].tolist(), placeholders={}, lengths={}, special=special_ids(reader))
+            inside["qformer_text"] = torch.tensor([[MODALITIES.index(kind) for kind in kinds]] * len(images))
+    return Row(text, tokens, modality, medium, tower, (None,) * len(images), media.all(), inside=inside)

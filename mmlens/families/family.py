@@ -1,5 +1,6 @@
 """What an architecture must say about itself to become a hooked model."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import transformers
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformers import AutoProcessor
 
+from mmlens.grid import Place, Tiles
 from mmlens.inputs import Modality, Row
 from mmlens.media import Media
 
@@ -84,6 +86,24 @@ def with_placeholders(text: str, count: int, *, kind: str, token: str, put: str 
             f"{kind}(s). Pass as many, or leave the placeholders out and they are put in front"
         )
     return text
+
+
+def tile_entries(medium: Sequence[int], places: Sequence[Place]) -> dict[str, list[tuple[int, int]]]:
+    """Return a row's `entries` where each medium is shown in tiles (or frames), which a tower reads in the text's order.
+
+    `medium` is what each position of the row belongs to; a medium has a tile for each grid of its place.
+    """
+    counts = [len(place.grids) if isinstance(place, Tiles) else 1 for place in places]
+    return {"pixel_values": [(number, counts[number]) for number in dict.fromkeys(medium) if number >= 0]}
+
+
+def check_features(model: Any) -> None:
+    """Raise UnsupportedModel where transformers' model does not take features of pictures and videos as they are."""
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModel(
+            "pictures and videos in one run go through the tower together, which needs a newer transformers (5.23 will do): "
+            "pip install -U transformers, or ask about them apart"
+        )
 
 
 def special_ids(tokenizer: Any) -> list[int]:

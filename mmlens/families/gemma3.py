@@ -10,7 +10,7 @@ from transformer_lens.model_bridge.generalized_components import RotaryEmbedding
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.gemma3_multimodal import Gemma3MultimodalArchitectureAdapter
 
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, tile_entries, with_placeholders
 from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Box, Grid, Tiles
 from mmlens.inputs import Row
@@ -104,7 +104,7 @@ def encode(processor: Any, text: str, media: Media) -> Row:
     )
     tower = {"pixel_values": encoded["pixel_values"]} if images else {}
     stream = {"token_type_ids": encoded["token_type_ids"][0].tolist()}
-    return Row(text, tokens, modality, medium, tower, grids, media.all(), stream)
+    return Row(text, tokens, modality, medium, tower, grids, media.all(), stream, entries=tile_entries(medium, grids))
 
 
 def place(processor: Any, image: Image) -> Grid | Tiles:

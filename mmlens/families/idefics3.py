@@ -6,15 +6,18 @@ one position of the stream.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformer_lens.model_bridge.supported_architectures.idefics3 import Idefics3ArchitectureAdapter
 from transformers.models.idefics3.image_processing_pil_idefics3 import MAX_IMAGE_SIZE
 
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, tile_entries, with_placeholders
 from mmlens.families.parts import TOWER_DEAD, TOWER_NAMES, Projector, native_attention
 from mmlens.grid import Grid, Tiles
-from mmlens.inputs import Row
+from mmlens.inputs import MODALITIES, PAD, Modality, Row
 from mmlens.media import Media
 
 
@@ -68,7 +71,18 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         special=special_ids(processor.tokenizer),
     )
     tower = {name: encoded[name] for name in ("pixel_values", "pixel_attention_mask") if name in encoded} if images else {}
-    return Row(text, tokens, modality, medium, tower, places, media.all())
+    entries, inside = tile_entries(medium, places), seen(processor, tower, ["image"])
+    return Row(text, tokens, modality, medium, tower, places, media.all(), entries=entries, inside=inside)
+
+
+def seen(processor: Any, tower: dict[str, Tensor], kinds: Sequence[Modality]) -> dict[str, Tensor]:
+    """Return a row's `inside`: the patches of its tiles, each of one of the `kinds`, that are not all padding."""
+    if "pixel_attention_mask" not in tower:
+        return {}
+    patches, edge = tower["pixel_attention_mask"][0], processor.patch_size
+    real = patches.unfold(1, edge, edge).unfold(2, edge, edge).flatten(-2).any(-1).flatten(1)
+    kind = torch.tensor([MODALITIES.index(kind) for kind in kinds])
+    return {"vision": torch.where(real, kind[:, None], PAD)}
 
 
 def tiles(processor: Any, size: tuple[int, int]) -> Tiles:

@@ -19,7 +19,7 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionLayer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mmlens.families.assembled import Assembled
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, label, one_of, tile_entries, with_placeholders
 from mmlens.families.llava import LlavaAdapter
 from mmlens.families.parts import Projector, TowerBlock, heads, mlp, native_attention
 from mmlens.grid import Grid, Tiles
@@ -211,7 +211,8 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         special=processor.tokenizer.all_special_ids,
     )
     tower = {"pixel_values": encoded["pixel_values"]} if images or videos else {}
-    return Row(text, tokens, modality, medium, tower, (*pictures, *films), media.all())
+    places = (*pictures, *films)
+    return Row(text, tokens, modality, medium, tower, places, media.all(), entries=tile_entries(medium, places))
 
 
 def place(processor: Any, image: Image) -> Grid | Tiles:

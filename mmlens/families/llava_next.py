@@ -5,7 +5,7 @@ from typing import Any
 from PIL.Image import Image
 
 from mmlens.families import llava
-from mmlens.families.anyres import anyres, tile_edge
+from mmlens.families.anyres import anyres, tile_count, tile_edge
 from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
 from mmlens.grid import Tiles
 from mmlens.inputs import Row
@@ -39,7 +39,9 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         special=special_ids(processor.tokenizer),
     )
     tower = {name: encoded[name] for name in ("pixel_values", "image_sizes")} if images else {}
-    return Row(text, tokens, modality, medium, tower, grids, media.all())
+    pinpoints, edge = processor.image_processor.image_grid_pinpoints, tile_edge(processor.image_processor)
+    read = [(number, tile_count(image.size, pinpoints, edge=edge)) for number, image in enumerate(images)]
+    return Row(text, tokens, modality, medium, tower, grids, media.all(), entries={"pixel_values": read})
 
 
 def tiles(processor: Any, image: Image) -> Tiles:

@@ -4,14 +4,16 @@ import math
 import re
 from typing import Any, ClassVar
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mmlens.families import llava
-from mmlens.families.anyres import anyres, overview, tile_edge
+from mmlens.families.anyres import anyres, overview, tile_count, tile_edge
 from mmlens.families.assembled import Assembled
-from mmlens.families.family import Family, UnsupportedModel, label, one_of, special_ids, with_placeholders
+from mmlens.families.family import Family, UnsupportedModel, check_features, label, one_of, special_ids, with_placeholders
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
 from mmlens.media import Media, Video
@@ -119,7 +121,13 @@ def encode(processor: Any, text: str, media: Media) -> Row:
     )
     names = ("pixel_values", "image_sizes", "batch_num_images", "pixel_values_videos")
     tower = {name: encoded[name] for name in names if name in encoded}
-    return Row(text, tokens, modality, medium, tower, (*pictures, *films), media.all())
+    pinpoints, (edge, _) = processor.image_processor.image_grid_pinpoints, sizes(processor)
+    tiles = [tile_count(image.size, pinpoints, edge=edge) if len(images) == 1 else 1 for image in images]
+    entries = {
+        "pixel_values": list(enumerate(tiles)),
+        "pixel_values_videos": [(len(images) + index, len(video.frames)) for index, video in enumerate(videos)],
+    }
+    return Row(text, tokens, modality, medium, tower, (*pictures, *films), media.all(), entries=entries)
 
 
 def place(processor: Any, image: Image, *, alone: bool) -> Tiles:
@@ -143,6 +151,35 @@ def frames(processor: Any, video: Video) -> Tiles:
     whole = overview(size, edge=edge, patch=patch)
     pooled = math.ceil(whole.rows / 2)
     return _ended([Grid(pooled, pooled, whole.region, size, frames=(at, at + 1)) for at in range(len(video.frames))])
+
+
+def join(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return `kwargs` with pictures and videos already through the tower, together: transformers would run it twice."""
+    if "pixel_values" not in kwargs or "pixel_values_videos" not in kwargs:
+        return kwargs
+    check_features(model)
+    inner, config, videos = model.model, model.config, kwargs["pixel_values_videos"]
+    alone = [count == 1 for count in kwargs["batch_num_images"].tolist() for _ in range(count)]
+    pinpoints, edge = config.image_grid_pinpoints, config.vision_config.image_size
+    counts = [
+        tile_count((width, height), pinpoints, edge=edge) if one else 1
+        for one, (height, width) in zip(alone, kwargs["image_sizes"].tolist(), strict=True)
+    ]
+    tiles = torch.cat([pixels[:count] for pixels, count in zip(kwargs["pixel_values"], counts, strict=True)])
+    states = inner.vision_tower(torch.cat([tiles, videos.flatten(0, 1)]), output_hidden_states=True).hidden_states
+    features = inner.multi_modal_projector(states[config.vision_feature_layer])
+    pictures, _ = inner.pack_image_features(
+        features[: len(tiles)].split(counts),
+        kwargs["image_sizes"],
+        image_newline=inner.image_newline,
+        vision_aspect_ratio=config.vision_aspect_ratio,
+    )
+    films = inner.apply_pooling(features[len(tiles) :]).unflatten(0, videos.shape[:2]).flatten(1, 2)
+    films = torch.cat([films, inner.image_newline.expand(len(films), 1, -1).to(films)], dim=1)
+    outputs = {"image": BaseModelOutputWithPooling(pooler_output=pictures)}  # pyright: ignore[reportArgumentType]
+    outputs["video"] = BaseModelOutputWithPooling(pooler_output=films)
+    gone = ("pixel_values", "pixel_values_videos", "image_sizes", "batch_num_images")
+    return {**{name: value for name, value in kwargs.items() if name not in gone}, "mm_encoder_outputs": outputs}
 
 
 def sizes(processor: Any) -> tuple[int, int]:
@@ -172,4 +209,5 @@ FAMILY = Family(
     encode=encode,
     live_layers=llava.live_layers,
     load_processor=OnevisionProcessor.load,
+    join=join,
 )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_audio import Qwen2AudioArchitectureAdapter
@@ -10,7 +12,7 @@ from transformers import Qwen2AudioConfig
 from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
 from mmlens.families.parts import Projector, TowerBlock, heads, mlp, native_attention
 from mmlens.grid import Timeline
-from mmlens.inputs import Row
+from mmlens.inputs import MODALITIES, PAD, Row
 from mmlens.media import Media, Sound
 
 FRAMES_PER_POSITION = 4  # transformers' tower: a convolution of stride 2, then the mean of every 2
@@ -92,7 +94,19 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         special=special_ids(processor.tokenizer),
     )
     tower = {name: encoded[name] for name in ("input_features", "feature_attention_mask") if sounds}
-    return Row(text, tokens, modality, medium, tower, grids, media.all())
+    return Row(text, tokens, modality, medium, tower, grids, media.all(), inside=heard(tower))
+
+
+def heard(tower: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a row's `inside`: the steps of the tower's convolution, and of the pooling behind it, that hear the sound."""
+    if "feature_attention_mask" not in tower:
+        return {}
+    mask, inside = tower["feature_attention_mask"], {}
+    steps = (mask.sum(-1) - 1) // 2 + 1
+    for module, count, real in (("audio", 2, steps), ("projector", FRAMES_PER_POSITION, steps // 2)):
+        window = torch.arange(mask.shape[-1] // count)
+        inside[module] = torch.where(window < real[:, None], MODALITIES.index("audio"), PAD)
+    return inside
 
 
 def timeline(processor: Any, sound: Sound) -> Timeline:

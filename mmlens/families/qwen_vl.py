@@ -5,14 +5,14 @@ The tower reads all pictures (then all videos) of a run as one row of patches, s
 different pictures, frames or windows do not see each other. `merge x merge` patches become one position of the stream.
 """
 
-import inspect
+import math
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.qwen2_5_vl import Qwen2_5_VLArchitectureAdapter
 
-from mmlens.families.family import UnsupportedModel, label, special_ids, with_placeholders
+from mmlens.families.family import check_features, label, special_ids, with_placeholders
 from mmlens.families.parts import FusedAttention, Projector, TowerBlock, heads, native_attention
 from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Row
@@ -94,7 +94,12 @@ def encode(processor: Any, text: str, media: Media) -> Row:
     fed = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
     tower = {name: torch.as_tensor(encoded[name]) for name in fed if name in encoded}
     stream = {"mm_token_type_ids": encoded["mm_token_type_ids"][0].tolist()}
-    return Row(text, tokens, modality, medium, tower, (*seen, *shown), media.all(), stream)
+    entries = {
+        f"pixel_values{kind}": [(first + number, math.prod(shape)) for number, shape in enumerate(tower[grids].tolist())]
+        for kind, grids, first in (("", "image_grid_thw", 0), ("_videos", "video_grid_thw", len(images)))
+        if grids in tower
+    }
+    return Row(text, tokens, modality, medium, tower, (*seen, *shown), media.all(), stream, entries=entries)
 
 
 def _metadata(video: Video) -> dict[str, Any]:
@@ -118,11 +123,7 @@ def join(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return `kwargs` with pictures and videos already through the tower, together: transformers would run it twice."""
     if "pixel_values" not in kwargs or "pixel_values_videos" not in kwargs:
         return kwargs
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModel(
-            "pictures and videos in one run go through the tower together, which needs a newer transformers (5.23 will do): "
-            "pip install -U transformers, or ask about them apart"
-        )
+    check_features(model)
     pictures = len(kwargs["image_grid_thw"])
     seen = model.model.get_image_features(
         torch.cat([kwargs["pixel_values"], kwargs["pixel_values_videos"]]),

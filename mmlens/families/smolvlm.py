@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 
 from mmlens.families import idefics3
-from mmlens.families.family import Family, label, one_of, special_ids, with_placeholders
+from mmlens.families.family import Family, label, one_of, special_ids, tile_entries, with_placeholders
 from mmlens.families.frames import Frames, WithFrames, written_settings
 from mmlens.grid import Tiles
 from mmlens.inputs import Modality, Row
@@ -104,9 +104,10 @@ def encode(processor: Any, text: str, media: Media) -> Row:
         *(idefics3.tiles(processor, image.size) for image in images),
         *(video_tiles(processor, video) for video in videos),
     )
+    tokens = encoded["input_ids"][0].tolist()
     order = _order(processor, text, len(images))
     modality, number = label(
-        encoded["input_ids"][0].tolist(),
+        tokens,
         placeholders={processor.image_token_id: "image"},  # a video's frames have it too
         lengths={"image": [len(places[medium]) for medium in order]},
         special=special_ids(processor.tokenizer),
@@ -114,7 +115,10 @@ def encode(processor: Any, text: str, media: Media) -> Row:
     medium = [order[index] if index >= 0 else -1 for index in number]
     held: list[Modality] = ["video" if own >= len(images) else kind for own, kind in zip(medium, modality, strict=True)]
     tower = _tower(processor, encoded, images, places, order)
-    return Row(text, encoded["input_ids"][0].tolist(), held, medium, tower, places, media.all())
+    entries = tile_entries(medium, places)
+    kinds: list[Modality] = ["video" if own >= len(images) else "image" for own in order for _ in places[own].grids]
+    inside = idefics3.seen(processor, tower, kinds)
+    return Row(text, tokens, held, medium, tower, places, media.all(), entries=entries, inside=inside)
 
 
 def video_tiles(processor: Any, video: Video) -> Tiles:
