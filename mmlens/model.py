@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from mmlens import attention, binding
 from mmlens.cache import ActivationCache
 from mmlens.families import family_of, prefix
+from mmlens.families.parts import activation_beside
 from mmlens.families.plain import plain
 from mmlens.hooks import Hook, counted_runs, feed, module_of, neuron_hook
 from mmlens.inputs import Inputs
@@ -312,13 +313,29 @@ class HookedMLLM:
         """
         return output_rows(self._output(layer, module))
 
+    def act(self, layer: int, module: str = "language") -> Callable[[Tensor], Tensor]:
+        """Return the nonlinearity of a layer's neurons: of what `hook_pre` holds it makes the site `gate_act`.
+
+        That is what `hook_post` holds, or, where `is_gated`, its factor beside `hook_pre_linear`. Raises KeyError where
+        there are no neurons.
+        """
+        return activation_beside(self.hf_model, self._linear(layer, module, "pre"))
+
+    def is_gated(self, layer: int, module: str = "language") -> bool:
+        """Return whether a layer's neurons have a `hook_pre_linear`. Raises KeyError where there are no neurons."""
+        self._linear(layer, module, "post")
+        return neuron_hook(module, layer, "pre_linear") in self.points.by_name
+
     def _output(self, layer: int, module: str) -> Any:
         """Return the linear map that a layer's neurons write through."""
-        name = neuron_hook(module, layer, "post")
+        return self._linear(layer, module, "post").original_component
+
+    def _linear(self, layer: int, module: str, site: Literal["pre", "post"]) -> Any:
+        """Return the component around the linear map that a layer's neurons are read from, or write through."""
+        name = neuron_hook(module, layer, site)
         if name not in self.points.by_name or (module == "projector" and layer):
             raise KeyError(f"{self.name} has no neurons in layer {layer} of {module!r}")
-        owner: Any = self.bridge.get_submodule(self.points.owner(name))
-        return owner.original_component
+        return self.bridge.get_submodule(self.points.owner(name))
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -10,7 +10,7 @@ from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks
 from mmlens.families import UnsupportedModel
-from mmlens.hooks import STEP, module_of
+from mmlens.hooks import STEP, module_of, neuron_hook
 from mmlens.liveness import UnknownHook
 from mmlens.testing import FAMILIES
 
@@ -396,6 +396,28 @@ def test_weights_and_widths_are_the_plain_models_own(model, plain):
     assert torch.equal(model.W_E, plain.get_input_embeddings().weight)
     with pytest.raises(KeyError, match="no neurons"):
         model.W_out(0, "retina")
+
+
+@torch.no_grad()
+def test_the_activation_function_makes_of_what_enters_the_neurons_what_leaves_them(model, batches):
+    sites = (".hook_pre", ".hook_pre_linear", ".hook_post")
+    _, cache = model.run_with_cache(batches["one"], lambda name: name.endswith(sites))
+    for module, layer in [(module, layer) for module, widths in model.widths.items() for layer in range(len(widths))]:
+        gate_act = model.act(layer, module)(cache[neuron_hook(module, layer, "pre")])
+        linear = neuron_hook(module, layer, "pre_linear")
+        assert model.is_gated(layer, module) == (linear in cache)
+        raw.same(gate_act * cache[linear] if linear in cache else gate_act, cache[neuron_hook(module, layer, "post")])
+    for ask_for in (model.act, model.is_gated):
+        with pytest.raises(KeyError, match="no neurons"):
+            ask_for(99)
+
+
+def test_an_mlp_without_one_activation_function_is_refused(small_folder):
+    model = HookedMLLM.from_pretrained(small_folder, device="cpu")
+    model.hf_model.model.language_model.layers[1].mlp.act_fn = torch.nn.Identity()
+    model.act(0)
+    with pytest.raises(UnsupportedModel, match="one activation function beside"):
+        model.act(1)
 
 
 @torch.no_grad()

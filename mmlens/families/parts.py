@@ -8,11 +8,14 @@ language model.
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
 from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import BaseTensorConversion
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import GatedMLPBridge, LinearBridge, MLPBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from mmlens.families.family import UnsupportedModel
 
 # What TransformerLens calls the points of its CLIP and SigLIP towers, and those of them that nothing fires.
 TOWER_NAMES = {
@@ -21,6 +24,7 @@ TOWER_NAMES = {
     "vision_encoder.": "vision.",
 }
 TOWER_DEAD = {"vision.hook_patch_embed": "vision.hook_embed", "vision.hook_pos_embed": "vision.hook_embed"}
+ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # where the classes of activation functions are
 
 
 def heads(count: int, d_model: int, *, key_value: int | None = None, d_head: int | None = None) -> Any:
@@ -95,6 +99,21 @@ def mlp(config: Any, into: str, out: str, *, gate: str | None = None, name: str 
     if gate is None:
         return MLPBridge(name=name, config=config, submodules=parts)
     return GatedMLPBridge(name=name, config=config, submodules={"gate": LinearBridge(name=gate), **parts})
+
+
+def activation_beside(model: nn.Module, linear: nn.Module) -> nn.Module:
+    """Return the activation function that lies beside the component `linear` in a transformers model: an MLP's own.
+
+    Raises UnsupportedModel where there is none, or more than one.
+    """
+    path = next(name for name, module in model.named_modules() if module is linear)
+    owner = model.get_submodule(path.rpartition(".")[0])
+    found = [child for child in owner.children() if type(child).__module__ in ACTIVATIONS]
+    if len(found) != 1:
+        raise UnsupportedModel(
+            f"mmlens knows MLPs with one activation function beside their maps; a {type(owner).__name__} has {len(found)}"
+        )
+    return found[0]
 
 
 class TowerBlock(GeneralizedComponent):
