@@ -1,5 +1,8 @@
-"""Examples that a sweep runs over."""
+"""Examples that a sweep runs over, and how published benchmarks become them."""
 
+from mmlens.data.benchmark import Benchmark
+from mmlens.data.benchmarks import BENCHMARKS, table
 from mmlens.data.example import Example
+from mmlens.data.reading import Examples, Stream, load
 
-__all__ = ["Example"]
+__all__ = ["BENCHMARKS", "Benchmark", "Example", "Examples", "Stream", "load", "table"]

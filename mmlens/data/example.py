@@ -1,8 +1,10 @@
 """One example of a data set: a prompt, what it shows and plays, and what is right to answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from mmlens.data.unpacking import picture_of, sound_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +28,9 @@ class Example:
     def of(cls, row: "Mapping[str, Any] | Example", index: int) -> "Example":
         """Return the example that a row holds: a mapping with the names above, as a row of a `datasets.Dataset` is.
 
-        One answer may be given as a string. An `id` that is missing becomes `index`. Raises TypeError for what is no row,
-        KeyError for a row without a text and for names that no example has.
+        One answer may be given as a string. An `id` that is missing becomes `index`. Pictures and sounds that `datasets`
+        has not decoded (their bytes or path) are read; cast sounds to `Audio(decode=False)`, which needs no torchcodec.
+        Raises TypeError for what is no row, KeyError for a row without a text and for names that no example has.
         """
         if isinstance(row, Example):
             given = {field.name: getattr(row, field.name) for field in fields(row)}
@@ -53,9 +56,18 @@ class Example:
             raise TypeError(f"a text and its answers are strings, example {index} has {wrong[0]!r}: write it out")
         name, label = given.get("id"), given.get("label")
         return cls(
-            **{medium: given.get(medium) for medium in ("images", "audio", "videos")},
+            images=_read(picture_of, given.get("images")),
+            audio=_read(sound_of, given.get("audio")),
+            videos=given.get("videos"),
             text=given["text"],
             answers=answers,
             label=None if label is None else str(label),
             id=str(index if name is None else name),
         )
+
+
+def _read(read: Callable[[Any], Any], cells: Any) -> Any:
+    """Return one medium or a list of them, those read that are kept as mappings."""
+    if isinstance(cells, list):
+        return [_read(read, cell) for cell in cells]
+    return read(cells) if isinstance(cells, Mapping) else cells

@@ -1,9 +1,11 @@
 import dataclasses
+from io import BytesIO
 
 import datasets
 import numpy as np
 import pytest
-from support import picture
+import soundfile
+from support import picture, sound
 
 from mmlens.data import Example
 
@@ -32,6 +34,19 @@ def test_an_example_stays_itself_and_gets_an_id_where_it_has_none():
     assert again.id == "12"
     assert dataclasses.replace(example, id="x").id == Example.of(dataclasses.replace(example, id="x"), 3).id == "x"
     assert (again.text, again.answers, again.label) == (example.text, example.answers, example.label)
+
+
+def test_media_that_datasets_has_not_decoded_are_read():
+    file = BytesIO()
+    soundfile.write(file, sound(3)[0], 16_000, format="FLAC")
+    rows = datasets.Dataset.from_dict({"text": ["what ?"], "images": [[picture(0), picture(1)]]})
+    rows = rows.add_column("audio", [{"bytes": file.getvalue(), "path": None}])
+    rows = rows.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    example = Example.of(rows.cast_column("audio", datasets.Audio(decode=False))[0], 0)
+    assert example.audio.rate == 16_000
+    np.testing.assert_allclose(example.audio.samples, sound(3)[0], atol=1e-4)
+    for number, image in enumerate(example.images):
+        assert np.array_equal(np.asarray(image), np.asarray(picture(number)))
 
 
 def test_one_answer_may_be_a_string_and_is_not_taken_letter_by_letter():
