@@ -301,7 +301,7 @@ class _Run:
                 stacklevel=3,
             )
         return Sweep(
-            results={name: accumulator.compute(self.model) for name, accumulator in self.accumulators.items()},
+            results={name: accumulator.result(self.model) for name, accumulator in self.accumulators.items()},
             examples=counted,
             failures=tuple(self.failures),
             provenance=Provenance.record(

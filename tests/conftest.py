@@ -72,3 +72,9 @@ def small_folder(tmp_path_factory):
 def small(small_folder):
     """One tiny model, for what does not depend on the family."""
     return load(small_folder)
+
+
+@pytest.fixture
+def plain_small(small_folder):
+    """The same weights in a model that mmlens never touches."""
+    return unhooked(small_folder)

@@ -34,7 +34,7 @@ class Hooked(Protocol):
         """Return the nonlinearity of a layer's neurons."""
         ...
 
-    def is_gated(self, module: str = "language") -> bool:
+    def is_gated(self, layer: int, module: str = "language") -> bool:
         """Return whether a neuron's value is its nonlinearity times a linear branch."""
         ...
 
@@ -65,7 +65,7 @@ class Batch:
 
 
 class Accumulator(Metric):
-    """Numbers gathered over a data set: read hooks fill it batch by batch, and `compute(model)` returns a frozen result.
+    """Numbers gathered over a data set: read hooks fill it batch by batch, and `result(model)` returns what they come to.
 
     A batch counts whole or not at all: `hooks(model, batch)` starts it, `observe(model, batch)` may run the model once more,
     `update()` adds what was gathered, `forget()` drops it. The states are `torchmetrics.Metric` states: two accumulators of
@@ -103,7 +103,11 @@ class Accumulator(Metric):
         """Drop what was gathered of a batch that failed."""
         self._gathered.clear()
 
-    def compute(self, model: Hooked) -> Result:
+    def compute(self) -> dict[str, Tensor]:
+        """Return the states, for torchmetrics' own tools: what they come to is `result(model)`."""
+        return dict(self.metric_state)
+
+    def result(self, model: Hooked) -> Result:
         """Return the result so far. Raises ValueError where no example was shown."""
         raise NotImplementedError
 
@@ -142,7 +146,9 @@ class Accumulator(Metric):
         """How many examples were shown."""
         return int(self.shown[0])  # pyright: ignore[reportIndexIssue, reportArgumentType]
 
-    def _state(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, empty: float = 0, keep: str = "sum") -> None:
+    def _state(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, empty: int | float = 0, keep: str = "sum"
+    ) -> None:
         """Add a state of `empty` numbers, of two of which the "sum" or the "max" is kept."""
         nothing = torch.full((), empty, dtype=dtype).expand(shape)  # torchmetrics keeps it for `reset`: one number
         self.add_state(name, nothing, dist_reduce_fx=keep, persistent=True)
@@ -198,7 +204,7 @@ class Layers:
 
         `gate_act` has no hook point: it is what the nonlinearity makes of `pre`, and where an MLP has no gate, `post`.
         """
-        at_gate = self.site == "gate_act" and model.is_gated(module)
+        at_gate = self.site == "gate_act" and model.is_gated(layer, module)
         site: Literal["pre", "post"] = "pre" if at_gate or self.site == "pre" else "post"
         act = model.act(layer, module) if at_gate else None
 

@@ -15,6 +15,7 @@ from mmlens.stats.result import Statistics
 from mmlens.stats.tokens import CHUNK
 
 SampleStatistic = Literal["probability", "mean", "max", "attn_k", "attn_q"]
+EQUAL = 1e-12  # float64 sums that are equal but for rounding
 ALL: tuple[SampleStatistic, ...] = ("probability", "mean", "max", "attn_k", "attn_q")
 
 
@@ -119,7 +120,7 @@ class SampleStats(Accumulator):
             hooks.append(neurons(module, layer))
         return hooks
 
-    def compute(self, model: Hooked) -> Statistics:
+    def result(self, model: Hooked) -> Statistics:
         """Return the statistics so far. Raises ValueError where no example was counted."""
         of = {
             name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
@@ -218,5 +219,7 @@ def _weights(
 
 
 def _minmax(value: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """Return the value scaled to 0..1; all 0 where its entries differ by no more than rounding."""
     low, high = value.aminmax()
-    return (value - low) / (high - low) if high > low else torch.zeros_like(value)
+    equal = high - low <= EQUAL * torch.maximum(high.abs(), low.abs())
+    return torch.zeros_like(value) if equal else (value - low) / (high - low)

@@ -114,7 +114,7 @@ class TopExamples(Accumulator):
             if rank != distributed.get_rank(group):
                 self._merge(theirs)
 
-    def compute(self, model: Hooked) -> StrongestExamples:
+    def result(self, model: Hooked) -> StrongestExamples:
         """Return the strongest examples so far. Raises ValueError where no example was counted."""
         of = {name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths} for name in PARTS}
         for name in ("place", "position"):
@@ -153,6 +153,6 @@ class TopExamples(Accumulator):
 
 def _strongest(value: Tensor, place: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the `k` highest along the last axis, highest first; of equal ones the earlier example."""
-    by_place = place.argsort(-1, stable=True)
-    order = by_place.gather(-1, value.gather(-1, by_place).argsort(-1, descending=True, stable=True))[..., :k]
+    by_place = place.argsort(dim=-1, stable=True)
+    order = by_place.gather(-1, value.gather(-1, by_place).argsort(dim=-1, descending=True, stable=True))[..., :k]
     return value.gather(-1, order), place.gather(-1, order), position.gather(-1, order)

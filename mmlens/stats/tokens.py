@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from mmlens.hooks import Hook, Site
@@ -88,7 +88,7 @@ class TokenStats(Accumulator):
 
         return [hook(module, layer) for module, layer in self.layers]
 
-    def compute(self, model: Hooked) -> Statistics:
+    def result(self, model: Hooked) -> Statistics:
         """Return the statistics so far. Raises ValueError where no example was counted."""
         of = {
             name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
@@ -147,7 +147,7 @@ class _Chosen:
 
     def reduce(
         self, values: Float[Tensor, "position unit"], statistics: Sequence[Statistic]
-    ) -> dict[Statistic, Float[Tensor, "label group unit"]]:
+    ) -> dict[Statistic, Num[Tensor, "label group unit"]]:
         """Return each statistic over the positions that count, piece by piece: nothing of their size is kept."""
         masks = self.masks.flatten(0, 1).to(values.device)
         size, width = len(masks), values.shape[-1]
