@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from mmlens.families import Family, UnsupportedModel, family_of
 from mmlens.organisms import CHECKPOINTS
+from mmlens.processes import launched, local_rank
 
 SOURCE = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token")
 OURS = {
@@ -107,8 +108,10 @@ def load(
 
 
 def best_device() -> str:
-    """Return the GPU where there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the GPU where there is one, else the CPU; of several processes on a machine, each has a GPU of its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if launched() == 1 else f"cuda:{local_rank() % torch.cuda.device_count()}"
 
 
 def locate(name: str | Path) -> tuple[str, bool]:
@@ -140,6 +143,12 @@ def _check_options(options: dict[str, Any], device: Any) -> None:
         raise ValueError(
             f"device puts the whole model on one device and device_map spreads it: got device={str(device)!r} and "
             f"device_map={options['device_map']!r}; leave one out"
+        )
+    if launched() > 1 and isinstance(options.get("device_map"), str):
+        raise ValueError(
+            f"device_map={options['device_map']!r} spreads a model over all devices, and {launched()} processes would each do "
+            "so: run one process, give every process devices of its own (CUDA_VISIBLE_DEVICES) and a dictionary of them, or "
+            "leave device_map out, so that each has a whole model on its own device"
         )
     for name in options:
         if name in OURS:

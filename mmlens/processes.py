@@ -55,6 +55,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """Return which of the processes on this machine this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def processes() -> Processes:
     """Return this process' place among those that `accelerate launch` or `torchrun` started, which meet here.
 

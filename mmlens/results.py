@@ -47,7 +47,7 @@ class Storable:
         """
         path = with_suffix(path)
         tensors: dict[str, Tensor] = {}
-        header = {"format": FORMAT, "value": json.dumps(_encode(self, tensors, type(self).__name__))}
+        header = {FORMAT: json.dumps(_encode(self, tensors, type(self).__name__))}  # one entry: of more, the order varies
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -75,9 +75,11 @@ class Storable:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): save the result again") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"a saved result says format {FORMAT!r} in its header, {path} says {header.get('format')!r}")
-        value = _decode(json.loads(header["value"]), tensors)
+        if FORMAT not in header:
+            raise ValueError(
+                f"a saved result has {FORMAT!r} in its header, {path} has {sorted(header)}: another program wrote it"
+            )
+        value = _decode(json.loads(header[FORMAT]), tensors)
         if not isinstance(value, cls):
             raise ValueError(
                 f"{path} holds a {type(value).__name__}, not a {cls.__name__}: call {type(value).__name__}.load"

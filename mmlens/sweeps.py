@@ -4,12 +4,12 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,6 +25,19 @@ from mmlens.stats import Accumulator, Batch
 
 GIVE_UP = 16  # where the first so many examples fail, it is not the examples
 Item = tuple[int, Callable[[], Any]]  # an example's place in the data set, and what reads it
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Examples by their place: a list, a `datasets.Dataset`, a torch Dataset that has a length."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, place: int) -> Any:
+        """Return one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Checkpoint(Storable):
 
 def sweep(
     model: HookedMLLM,
-    examples: Iterable[Any],
+    examples: Iterable[Any] | Indexed,
     accumulators: Mapping[str, Accumulator],
     *,
     batch_size: int = 8,
@@ -109,8 +122,9 @@ def sweep(
         run = _Run(model, accumulators, team, batch_size=batch_size, chat=chat)
         team.agree("parameters", run.recipe)
         run.resume(path, resume=resume)
+        before = run.seen
         stride = math.ceil(every / batch_size / team.size) * team.size * batch_size
-        total = len(examples) if isinstance(examples, Sized) else None
+        total = len(examples) if isinstance(examples, Indexed) else None
         bar = tqdm(desc="sweep", unit=" examples", total=total, initial=run.seen, disable=not (progress and team.first))
         try:
             with bar:
@@ -122,7 +136,13 @@ def sweep(
                     bar.set_postfix({"failed": len(run.failures)} if run.failures else {}, refresh=False)
                     bar.update(len(batch))
         except (KeyboardInterrupt, Exception) as error:
-            if team.size == 1 and run.whole and path is not None and not isinstance(error, SweepFailed):
+            if (
+                path is not None
+                and team.size == 1
+                and run.whole
+                and run.seen > before
+                and not isinstance(error, SweepFailed)
+            ):
                 run.write(path)
             raise
         run.meet(last=True)
@@ -322,7 +342,7 @@ def _inputs(model: HookedMLLM, examples: Sequence[Example], chat: bool) -> Input
     return model.to_inputs([example.text for example in examples], **media, chat=chat)
 
 
-def _batches(examples: Iterable[Any], size: int, seen: int, marks: Mapping[str, str]) -> Iterator[list[Item]]:
+def _batches(examples: Iterable[Any] | Indexed, size: int, seen: int, marks: Mapping[str, str]) -> Iterator[list[Item]]:
     """Yield what is left of the examples behind the first `seen`, by `size`. Raises ValueError where `marks` are not met."""
     items = _items(examples, seen, marks)
     while batch := list(itertools.islice(items, size)):
@@ -334,14 +354,12 @@ def _batches(examples: Iterable[Any], size: int, seen: int, marks: Mapping[str, 
         yield batch
 
 
-def _items(examples: Iterable[Any], seen: int, marks: Mapping[str, str]) -> Iterator[Item]:
-    indexed = isinstance(examples, Sized) and hasattr(examples, "__getitem__")
-    everything: Iterator[Item]
-    if indexed:
-        known = sorted(int(place) for place in marks if int(place) < len(examples))
-        read = examples.__getitem__  # pyright: ignore[reportAttributeAccessIssue]
-        places = [*known, *range(seen, len(examples))] if seen <= len(examples) else known
-        everything = ((place, partial(read, place)) for place in places)
+def _items(examples: Iterable[Any] | Indexed, seen: int, marks: Mapping[str, str]) -> Iterator[Item]:
+    """Yield the examples behind the first `seen`. Raises ValueError where those at the places in `marks` look different."""
+    everything: Iterable[Item]
+    if isinstance(examples, Indexed):
+        known = [int(place) for place in marks if int(place) < len(examples)]
+        everything = ((place, partial(examples.__getitem__, place)) for place in [*known, *range(seen, len(examples))])
     else:
         everything = ((place, partial(_itself, example)) for place, example in enumerate(examples))
     met = 0

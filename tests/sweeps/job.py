@@ -37,7 +37,7 @@ def accumulators(model):
             model.widths,
             labels=LABELS,
             groups=("image", "all"),
-            statistics=("probability", "mean", "max", "attn_k", "attn_q"),
+            statistics=("probability", "mean", "max"),
             normalise="minmax",
         ),
         "top": TopExamples(model.widths, **parts, k=3),

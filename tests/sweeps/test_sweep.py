@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from support import leaves_no_hooks, picture
+from support import leaves_no_hooks
 
 import mmlens
 from mmlens.stats import TokenStats
@@ -75,7 +75,7 @@ def test_lists_generators_and_data_sets_are_swept_alike(small, tmp_path, ninetee
 
 def test_examples_that_fail_are_left_out_and_named(small, nineteen):
     nineteen[3] = mmlens.Example("a", images="nowhere.png", label="photo", id="unreadable")
-    nineteen[8] = mmlens.Example("a " * 4000, label="photo", id="long")
+    nineteen[8] = mmlens.Example("a " * 6000, label="photo", id="long")
     nineteen[9] = mmlens.Example("a car", label="painting", id="mislabelled")
     nineteen[12] = {"words": "no text"}
     with pytest.warns(UserWarning, match=r"4 example\(s\) were left out, beside 15 that counted; the first: example"):
@@ -94,9 +94,9 @@ def test_examples_that_fail_are_left_out_and_named(small, nineteen):
 
 def test_one_example_with_numbers_that_are_not_finite_does_not_spoil_its_batch(small, nineteen):
     table = small.hf_model.get_input_embeddings().weight
-    word = small.to_token("horse")
+    word = small.to_token("there")
     kept = table.data[word].clone()
-    nineteen[6] = mmlens.Example("horse", label="photo", id="poisoned")
+    nineteen[6] = mmlens.Example("there", label="photo", id="poisoned")
     try:
         table.data[word] = torch.nan
         with pytest.warns(UserWarning, match="poisoned"):
@@ -160,8 +160,10 @@ def test_a_killed_process_goes_on_from_its_checkpoint(small, small_folder, tmp_p
     """The child is a fork of this process, killed as it reads example 14; tests/sweeps/test_kills.py kills at random."""
     child = os.fork()
     if not child:
-        run(small, job.Slowly(nineteen, killed_at=14), checkpoint=tmp_path / "state", every=4)
-        os._exit(0)
+        try:
+            run(small, job.Slowly(nineteen, killed_at=14), checkpoint=tmp_path / "state", every=4)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     read = []
 
@@ -178,11 +180,11 @@ def test_a_killed_process_goes_on_from_its_checkpoint(small, small_folder, tmp_p
 def test_ctrl_c_in_a_run_leaves_whole_batches(small, tmp_path, nineteen):
     """A real SIGINT, at whatever operation it strikes."""
     whole = content(run(small, nineteen), tmp_path, "whole")
-    for delay in (0.02, 0.1):
+    for delay in (0.2, 0.5, 1.0):
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         with contextlib.suppress(KeyboardInterrupt):
             timer.start()
-            run(small, job.Slowly(nineteen, pause=0.02), checkpoint=tmp_path / "state", every=100)
+            run(small, job.Slowly(nineteen, pause=0.05), checkpoint=tmp_path / "state", every=100)
     assert (tmp_path / "state.safetensors").exists()
     assert content(run(small, nineteen, checkpoint=tmp_path / "state", every=100), tmp_path, "again") == whole
 
@@ -236,9 +238,11 @@ def test_a_checkpoint_that_is_in_use_damaged_or_foreign_is_refused_and_left_as_i
     with pytest.raises(ValueError, match="accumulators"):
         mmlens.sweep(small, nineteen, {"tokens": TokenStats(small.widths)}, batch_size=4, checkpoint=state, progress=False)
     edited = small.hf_model.model.language_model.layers[0].mlp.down_proj.weight
-    edited.data[0, 0] += 1
-    refused("weights is")
-    edited.data[0, 0] -= 1
+    kept = edited.detach().clone()
+    with torch.no_grad():
+        edited[0, 0] += 1
+        refused("weights is")
+        edited.copy_(kept)
     for damaged in (good[: len(good) // 2], b"", good[:8] + b"x" + good[9:]):
         state.write_bytes(damaged)
         refused("no checkpoint of this sweep|not a whole safetensors")
@@ -272,4 +276,3 @@ def test_labels_pooled_are_all_their_positions_together(small, nineteen):
     together = mmlens.sweep(small, nineteen, {"all": TokenStats(small.widths)}, batch_size=4, progress=False)["all"]
     for statistic in ("probability", "mean", "max"):
         torch.testing.assert_close(apart.scores(statistic, group="all"), together.scores(statistic), rtol=1e-12, atol=1e-12)
-    assert picture(0) is not None
