@@ -125,7 +125,7 @@ def test_scores_that_have_no_meaning_are_refused():
 
 
 PICTURE = ["A man rides a horse.", "dog"]
-OURS = {"person": ["man", "men"], "horse": ["pony"], "dog": [], "hot dog": [], "knife": []}
+OURS = {"person": ["man", "men"], "horse": ["pony"], "dog": [], "hot dog": [], "hot dog stand": [], "knife": []}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,7 @@ OURS = {"person": ["man", "men"], "horse": ["pony"], "dog": [], "hot dog": [], "
     [
         ("Two Dogs and a PONY.", ["dog", "horse"], []),
         ("a hot dog, a hot-dog and hot dogs", ["hot dog"] * 3, ["hot dog"] * 3),
+        ("a hot dog stand", ["hot dog stand"], ["hot dog stand"]),
         ("a man with knives", ["person", "knife"], ["knife"]),
         ("a category of ponies", ["horse"], []),
         ("nothing to see", [], []),

@@ -127,7 +127,7 @@ def docvqa(folder):
 def pmc_vqa(folder):
     head = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,Answer_label\n"
     lines = [
-        f"PMC1_F{n}.jpg, What is it? ,Focal uptake, A:Diffuse uptake, B:Focal uptake , C:None, D:Other,B\n" for n in (0, 1)
+        f"PMC1_F{n}.jpg, What is it? ,Focal uptake, A:Diffuse uptake, B:Focal uptake , C:None, D:NA,B\n" for n in (0, 1)
     ]
     (folder / "test.csv").write_text(head + "".join(lines))
     (folder / "test_clean.csv").write_text(head + lines[0])
@@ -138,7 +138,7 @@ def pmc_vqa(folder):
 
 def pmc_vqa_2(folder):
     head = "index,Figure_path,Caption,Question,Choice A,Choice B,Choice C,Choice D,Answer,split\n"
-    (folder / "test_2.csv").write_text(head + "0,PMC1_F0.jpg,c,What is it?,Diffuse uptake,Focal uptake,None,Other,B,test\n")
+    (folder / "test_2.csv").write_text(head + "0,PMC1_F0.jpg,c,What is it?,Diffuse uptake,Focal uptake,None,NA,B,test\n")
     save(folder, "figures/PMC1_F0.jpg", picture(0))
 
 

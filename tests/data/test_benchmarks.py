@@ -28,7 +28,7 @@ FIRST = {  # of each benchmark: how it is kept, the first example's text, answer
     "docvqa": (releases.docvqa, f"What is the 'actual value' per 1000?\n{SHORT}", ("0.28",), "49153", [0]),
     "pmc-vqa": (
         releases.pmc_vqa,
-        "What is it?\nA. Diffuse uptake\nB. Focal uptake\nC. None\nD. Other\nAnswer with the letter of the right option.",
+        "What is it?\nA. Diffuse uptake\nB. Focal uptake\nC. None\nD. NA\nAnswer with the letter of the right option.",
         ("B", "Focal uptake"),
         "0",
         [0],
@@ -164,10 +164,19 @@ def test_a_model_takes_the_examples(name, family, kind, tmp_path):
         assert inputs.mask(kind).any()
 
 
+def test_splits_without_answers_give_examples_without_answers(tmp_path):
+    releases.vqav2(tmp_path)
+    assert [one.answers for one in data.load("vqav2", folder=tmp_path, split="test")] == [(), ()]
+    row = dict(question_id=1, question="what?", image=picture(0), answers=[""] * 10)
+    assert data.BENCHMARKS["textvqa"].example(row, 0).answers == ()
+
+
 # ---------------------------------------------------------------- which rows
 
 
 def numbered(folder, rows=20):
+    (folder / ".cache").mkdir(exist_ok=True)
+    (folder / ".cache" / "test.json").write_text("{}")  # what the hub's client leaves behind
     questions = [f"{number}?" for number in range(rows)]
     columns = dict(question=questions, subject=["x"] * rows, choices=[["a", "b"]] * rows, answer=[0] * rows)
     datasets.Dataset.from_dict(columns).to_parquet(folder / "test.parquet")
