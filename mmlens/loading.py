@@ -146,9 +146,9 @@ def _check_options(options: dict[str, Any], device: Any) -> None:
         )
     if launched() > 1 and isinstance(options.get("device_map"), str):
         raise ValueError(
-            f"device_map={options['device_map']!r} spreads a model over all devices, and {launched()} processes would each do "
-            "so: run one process, give every process devices of its own (CUDA_VISIBLE_DEVICES) and a dictionary of them, or "
-            "leave device_map out, so that each has a whole model on its own device"
+            f"device_map={options['device_map']!r} spreads a model over all devices, and {launched()} processes would each "
+            "do so: run one process, give each a dictionary of devices of its own, or leave device_map out: each has a "
+            "whole model then"
         )
     for name in options:
         if name in OURS:

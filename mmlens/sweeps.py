@@ -314,7 +314,7 @@ class _Run:
             raise SweepFailed(
                 f"no example could be used; the first: {self.failures[0]}" if self.failures else "there are no examples"
             )
-        if self.failures:
+        if self.failures and self.team.first:
             warnings.warn(
                 f"{len(self.failures)} example(s) were left out, beside {counted} that counted; the first: "
                 f"{self.failures[0]}. See .failures",

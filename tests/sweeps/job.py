@@ -1,9 +1,14 @@
 """A sweep as a user's script runs it: python job.py FOLDER OUT [options], or under torchrun or accelerate launch."""
 
 import argparse
+import json
 import os
+import resource
 import signal
+import socket
 import time
+import traceback
+from pathlib import Path
 
 import torch
 from support import picture
@@ -15,16 +20,17 @@ LABELS = ("photo", "drawing", "sketch")
 WORDS = "a red car on the left of the blue tree".split()
 
 
+def example(place, *, broken=()):
+    """Return one example: texts of several lengths, most with a picture; at `broken` there is no such file."""
+    shown = {} if place % 5 == 4 else {"images": picture(place)}
+    if place in broken:
+        shown = {"images": "no such picture.png"}
+    text = " ".join(WORDS[: 1 + place % len(WORDS)])
+    return mmlens.Example(text, **shown, answers=("car",), label=LABELS[place % 3], id=f"e{place}")
+
+
 def examples(count, *, broken=()):
-    """Return as many examples of several lengths, with and without pictures; at `broken` there is no such file."""
-    found = []
-    for place in range(count):
-        shown = {} if place % 5 == 4 else {"images": picture(place)}
-        if place in broken:
-            shown = {"images": "no such picture.png"}
-        text = " ".join(WORDS[: 1 + place % len(WORDS)])
-        found.append(mmlens.Example(text, **shown, answers=("car",), label=LABELS[place % 3], id=f"e{place}"))
-    return found
+    return [example(place, broken=broken) for place in range(count)]
 
 
 def accumulators(model):
@@ -49,6 +55,19 @@ def load(folder):
     return mmlens.HookedMLLM.from_pretrained(folder, device="cpu")
 
 
+class Made:
+    """Examples that are made when they are read: nothing of them is kept."""
+
+    def __init__(self, count, broken=()):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        return example(place, broken=self.broken)
+
+
 class Slowly:
     """Examples that are read with a pause, and that kill this process when a certain one is read."""
 
@@ -65,6 +84,35 @@ class Slowly:
         return self.items[place]
 
 
+def forked(size, work):
+    """Run `work` in as many forks of this process, as torchrun would start them, and return their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                here = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": size,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                }
+                os.environ.update({name: str(value) for name, value in here.items()})
+                work(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
@@ -79,13 +127,16 @@ def main():
     print("ready", flush=True)
     found = mmlens.sweep(
         model,
-        Slowly(examples(asked.count, broken=(7,)), asked.pause, killed_at),
+        Slowly(Made(asked.count, broken=(7,)), asked.pause, killed_at),
         accumulators(model),
         batch_size=4,
         every=12,
         checkpoint=asked.checkpoint,
     )
-    found.save(f"{asked.out}-{os.environ.get('RANK', '0')}")
+    rank = os.environ.get("RANK", "0")
+    found.save(f"{asked.out}-{rank}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+    Path(f"{asked.out}-{rank}.json").write_text(json.dumps({"peak": peak}))
 
 
 if __name__ == "__main__":
