@@ -31,6 +31,8 @@ def edits(one, other):
         ("any_exact", "The two dogs.", ["cat", "2 dogs"], 1),
         ("any_exact", "don't know", ["dont know"], 1),
         ("any_exact", "3.5", ["35"], 0),
+        ("any_exact", "", ["A"], 0),
+        ("any_exact", "a", ["A"], 1),
         ("any_exact", "two dogs", ["two"], 0),
         ("contains_any", "It says STOP here.", ["go", "stop"], 1),
         ("contains_any", "nothing", ["no"], 1),
@@ -42,6 +44,7 @@ def edits(one, other):
         ("first_letter", "The liver.", ["B", "the liver"], 1),
         ("first_letter", "", ["B"], 0),
         ("label_in", "This is throat-clearing.", ["Throat clearing"], 1),
+        ("label_in", "", ["!", "sigh"], 0),
         ("label_in", "a sight", ["Sigh"], 0),
         ("yes_no", "Yes, there is no dog.", ["yes"], 1),
         ("yes_no", "I see one", ["no"], 0),
@@ -117,6 +120,8 @@ def test_no_metric_takes_an_example_without_gold_answers_or_reads_one_letter_by_
 def test_scores_that_have_no_meaning_are_refused():
     with pytest.raises(ValueError, match=r"four people.*got 1"):
         metrics.vqa_score("yes", ["yes"])
+    with pytest.raises(ValueError, match=r"compares words, and none of \['!'\] has any"):
+        metrics.word_accuracy("yes", ["!"])
     with pytest.raises(ValueError, match="yes or no, got 'a dog'"):
         metrics.yes_no("yes", ["a dog"])
 

@@ -68,7 +68,7 @@ def label_in(answer: str, answers: Sequence[str]) -> float:
     An answer that lists every label is right too, as in Huang et al. 2024.
     """
     said = f" {' '.join(_words(answer))} "
-    return float(any(f" {' '.join(_words(gold))} " in said for gold in _golds(answers)))
+    return float(any(f" {gold} " in said for gold in _spoken(answers)))
 
 
 def word_accuracy(answer: str, answers: Sequence[str]) -> float:
@@ -79,7 +79,7 @@ def word_accuracy(answer: str, answers: Sequence[str]) -> float:
     """
     from torchmetrics.functional.text import word_error_rate
 
-    rates = (word_error_rate(" ".join(_words(answer)), " ".join(_words(gold))) for gold in _golds(answers))
+    rates = (word_error_rate(" ".join(_words(answer)), gold) for gold in _spoken(answers))
     return max(0.0, 1.0 - min(float(rate) for rate in rates))
 
 
@@ -137,6 +137,14 @@ def _golds(answers: Sequence[str]) -> list[str]:
     return golds
 
 
+def _spoken(answers: Sequence[str]) -> list[str]:
+    """Return the words of the gold answers that have any, with single spaces. Raises ValueError where none has."""
+    spoken = [" ".join(words) for gold in _golds(answers) if (words := _words(gold))]
+    if not spoken:
+        raise ValueError(f"this metric compares words, and none of {list(answers)} has any: take exact_match")
+    return spoken
+
+
 def _spaced(text: str) -> str:
     """Return a text in lower case, with single spaces."""
     return " ".join(text.lower().split())
@@ -152,9 +160,10 @@ def _words(text: str) -> list[str]:
 
 
 def _vqa(text: str) -> str:
-    """Return a text as VQA compares it: words without punctuation and articles, number words as digits."""
+    """Return a text as VQA compares it: words without punctuation, number words as digits, no articles beside others."""
     words = re.sub(r"[^\w\s.:]|(?<!\d)[.:]|[.:](?!\d)", "", text.lower()).split()
-    return " ".join(_NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
+    named = [word for word in words if word not in ("a", "an", "the")]
+    return " ".join(_NUMBERS.get(word, word) for word in named or words)  # the answer "A" may be a letter on a sign
 
 
 METRICS: Mapping[str, Metric] = {
