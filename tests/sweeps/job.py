@@ -10,10 +10,12 @@ import time
 import traceback
 from pathlib import Path
 
+import accelerate
 import torch
 from support import picture
 
 import mmlens
+from mmlens.processes import processes
 from mmlens.stats import SampleStats, TokenStats, TopExamples
 
 LABELS = ("photo", "drawing", "sketch")
@@ -133,10 +135,16 @@ def main():
         every=12,
         checkpoint=asked.checkpoint,
     )
-    rank = os.environ.get("RANK", "0")
+    rank = processes().rank
     found.save(f"{asked.out}-{rank}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
     Path(f"{asked.out}-{rank}.json").write_text(json.dumps({"peak": peak}))
+
+
+def main_with_accelerator():
+    """The same where the script has made an Accelerator, and so a process group, before."""
+    assert accelerate.Accelerator(cpu=True).num_processes == 2
+    main()
 
 
 if __name__ == "__main__":
