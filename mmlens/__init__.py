@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mmlens import data, hooks, metrics, stats
     from mmlens.cache import ActivationCache
     from mmlens.data import Example
+    from mmlens.evaluation import Ablation, Evaluation, evaluate
     from mmlens.grid import Grid, Tiles, Timeline
     from mmlens.inputs import Inputs, Span
     from mmlens.media import Sound, Video
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from mmlens.sweeps import Sweep, sweep
 
 __all__ = [
+    "Ablation",
     "ActivationCache",
+    "Evaluation",
     "Example",
     "Generation",
     "Grid",
@@ -33,6 +36,7 @@ __all__ = [
     "TopExamples",
     "Video",
     "data",
+    "evaluate",
     "hooks",
     "metrics",
     "stats",
@@ -43,6 +47,7 @@ __all__ = [
 _FILES = {
     "cache": ("ActivationCache",),
     "data": ("Example",),
+    "evaluation": ("Ablation", "Evaluation", "evaluate"),
     "grid": ("Grid", "Tiles", "Timeline"),
     "inputs": ("Inputs", "Span"),
     "media": ("Sound", "Video"),

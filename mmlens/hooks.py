@@ -258,7 +258,7 @@ def _at(where: Tensor, activation: Tensor, hook: Any, axis: int = 1) -> Tensor |
 
 def _within(chosen: Sequence[int] | Int[Tensor, " n"], count: int, what: str, hook: Any) -> list[int]:
     """Return the chosen indices. Raises IndexError for one that is not 0 to `count` - 1."""
-    indices = [int(index) for index in chosen]
+    indices = chosen.tolist() if isinstance(chosen, Tensor) else [int(index) for index in chosen]
     if outside := [index for index in indices if not 0 <= index < count]:
         raise IndexError(f"{hook.name} has the {what}s 0 to {count - 1}, got {outside[0]}: choose among those")
     return indices

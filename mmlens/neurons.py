@@ -136,6 +136,10 @@ class Neurons(Storable):
             drawn += [(module, layer, free[i]) for i in order.tolist()]
         return Neurons.of(drawn, self.widths)
 
+    def within(self, *modules: str) -> "Neurons":
+        """Return those of some modules, in this set's order."""
+        return self[[index for index, module in enumerate(self.module) if module in modules]]
+
     def complement(self) -> "Neurons":
         """Return every other neuron of the modules that this set has neurons in."""
         own, modules = set(self), dict.fromkeys(self.module)

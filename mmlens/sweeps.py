@@ -222,7 +222,7 @@ class _Run:
     def _observe(self, rows: list[tuple[int, Example]]) -> None:
         examples = tuple(example for _, example in rows)
         batch = Batch(
-            inputs=_inputs(self.model, examples, self.chat),
+            inputs=encoded(self.model, examples, chat=self.chat),
             labels=tuple(example.label for example in examples),
             ids=tuple(str(example.id) for example in examples),
             places=tuple(place for place, _ in rows),
@@ -334,12 +334,15 @@ class _Run:
         )
 
 
-def _inputs(model: HookedMLLM, examples: Sequence[Example], chat: bool) -> Inputs:
+def encoded(
+    model: HookedMLLM, examples: Sequence[Example], *, chat: bool = False, answer: str | Sequence[str] = ""
+) -> Inputs:
+    """Return examples as the model reads them, in one batch; `answer` and `chat` are as in `to_inputs`."""
     media: dict[str, Any] = {}
     for kind in ("images", "audio", "videos"):
         of_kind = [getattr(example, kind) for example in examples]
         media[kind] = of_kind if any(one is not None for one in of_kind) else None
-    return model.to_inputs([example.text for example in examples], **media, chat=chat)
+    return model.to_inputs([example.text for example in examples], **media, chat=chat, answer=answer)
 
 
 def _batches(examples: Iterable[Any] | Indexed, size: int, seen: int, marks: Mapping[str, str]) -> Iterator[list[Item]]:
