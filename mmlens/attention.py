@@ -5,9 +5,15 @@ attention module that calls it. Without a hook on them it hands over to transfor
 computes scores (with their soft cap, where the model has one), fires `hook_attn_scores` (masked, before the softmax),
 takes the softmax in float32 or better, fires `hook_pattern`, and multiplies with the values. SDPA knows no soft cap: where
 the model has one, the scores are always computed, as transformers' eager attention does.
+
+Two points more can be read and not edited, while SDPA goes on: `hook_pattern_mean` [batch, query, key] is the pattern's
+mean over heads, in float32 or better, computed head by head; `hook_pattern_mean_unmasked` the same of a softmax over all
+real keys, those to come too (where positions see each other both ways, the two are equal). No gradient passes there.
 """
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,38 +25,55 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "mmlens"
-_POINTS = "_mmlens_hook_points"
+MEANS = ("hook_pattern_mean", "hook_pattern_mean_unmasked")
+_COMPONENT = "_mmlens_component"
 _CHUNKS = "_mmlens_chunks"
+_PARTS = ("hook_q", "hook_k", "hook_v")
+_ROWS = 128  # of a pattern that are computed at a time: they stay in a CPU's cache
 
 
-def attach(module: nn.Module, scores: HookPoint, pattern: HookPoint, **parts: HookPoint) -> None:
-    """Let the attention `module` find its hook points, outside of nn.Module's own registration.
+def attach(module: nn.Module, component: nn.Module) -> None:
+    """Let the attention `module` find its hook points on `component`, outside of nn.Module's own registration.
 
-    `parts` are the points of `q`, `k` and `v` where they come from one linear map, and so have no module of their own.
-    Where transformers would call attention once for each chunk of a packed row (`cu_seqlens`), the points see the whole
-    row, in one matrix: what lies in different chunks is masked.
+    Where queries, keys and values come from one linear map, and so have no module of their own, `component` has points for
+    them too. Where transformers would call attention once for each chunk of a packed row (`cu_seqlens`), the points see the
+    whole row, in one matrix: what lies in different chunks is masked.
     """
-    object.__setattr__(module, _POINTS, (scores, pattern, parts))
+    object.__setattr__(module, _COMPONENT, component)
     if "cu_seqlens" in inspect.signature(module.forward).parameters:
         module.register_forward_pre_hook(_whole_row, with_kwargs=True)
 
 
-def attach_all(bridge: nn.Module) -> None:
-    """Let every attention module that a component of `bridge` wraps find that component's hook points."""
+def attach_all(bridge: Any) -> None:
+    """Give every attention component of `bridge` the points of `MEANS`, and let the module that it wraps find its points."""
+    known = dict(bridge._hook_registry)
+    bridge._hook_registry.clear()
+    for name, point in known.items():
+        bridge._hook_registry[name] = point
+        owner, _, last = name.rpartition(".")
+        if last == "hook_pattern":
+            component = bridge.get_submodule(owner)
+            for mean in MEANS:
+                setattr(component, mean, HookPoint())
+                component._modules[mean].name = f"{owner}.{mean}"
+                bridge._hook_registry[f"{owner}.{mean}"] = component._modules[mean]
     for component in bridge.modules():
-        scores, pattern = getattr(component, "hook_attn_scores", None), getattr(component, "hook_pattern", None)
         module = getattr(component, "original_component", None)
-        if isinstance(scores, HookPoint) and isinstance(pattern, HookPoint) and isinstance(module, nn.Module):
-            fused = {part: component._modules.get(f"hook_{part}") for part in "qkv"}
-            attach(module, scores, pattern, **{part: p for part, p in fused.items() if isinstance(p, HookPoint)})
+        if {"hook_attn_scores", "hook_pattern"} <= set(component._modules) and isinstance(module, nn.Module):
+            attach(module, component)
+
+
+def _points(module: nn.Module) -> dict[str, Any]:
+    """Return the hook points of an attention module, by the last part of their names."""
+    component = getattr(module, _COMPONENT, None)
+    return {} if component is None else component._modules
 
 
 def _whole_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return arguments that make one chunk of a packed row, where somebody looks; its real chunks stay on the module."""
-    scores, pattern, parts = getattr(module, _POINTS)
-    ends = kwargs.get("cu_seqlens")
+    points, ends = _points(module), kwargs.get("cu_seqlens")
     object.__setattr__(module, _CHUNKS, None)
-    if ends is None or not any(map(_watched, (scores, pattern, *parts.values()))):
+    if ends is None or not any(_watched(points.get(name)) for name in ("hook_attn_scores", "hook_pattern", *MEANS, *_PARTS)):
         return None
     object.__setattr__(module, _CHUNKS, (ends[1:] - ends[:-1]).tolist())
     return args, {**kwargs, "cu_seqlens": ends[[0, -1]]}
@@ -70,30 +93,30 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head d_value"], None]:
     """Return what attention hands to the output projection, and no weights; the signature is transformers' own."""
-    scores_point, pattern_point, parts = getattr(module, _POINTS, (None, None, {}))
-    if parts:
-        query, key, value = (_through(parts.get(part), x) for part, x in zip("qkv", (query, key, value), strict=True))
+    points = _points(module)
+    scores_point, pattern_point = points.get("hook_attn_scores"), points.get("hook_pattern")
+    query, key, value = (_through(points.get(part), x) for part, x in zip(_PARTS, (query, key, value), strict=True))
     chunks: list[int] | None = getattr(module, _CHUNKS, None)
+    mask = attention_mask if chunks is None else _apart(chunks, query.device)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    settings = _Settings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, causal, chunks is not None)
     if softcap is None and not (_watched(scores_point) or _watched(pattern_point)):
+        _show_means(points, query, key, mask, settings)
         options: dict[str, Any] = dict(dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
         if chunks is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
         rows = zip(query.split(chunks, dim=2), key.split(chunks, dim=2), value.split(chunks, dim=2), strict=True)
         return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
-    if chunks is not None:
-        number = torch.arange(len(chunks), device=query.device).repeat_interleave(torch.tensor(chunks, device=query.device))
-        attention_mask = (number[:, None] == number)[None, None]
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ repeat_kv(key, groups).transpose(-2, -1) * settings.scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    scores = _at(scores_point, _masked(scores, attention_mask, causal=causal))
+    scores = _at(scores_point, _masked(scores, mask, causal=causal))
     precision = torch.promote_types(query.dtype, torch.float32)
     pattern = _at(pattern_point, torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
+    _show_means(points, query, key, mask, settings, pattern)
     pattern = torch.nn.functional.dropout(pattern, p=dropout, training=module.training)
-    return (pattern @ value).transpose(1, 2).contiguous(), None
+    return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
 
 def _through(point: HookPoint | None, heads: Tensor) -> Tensor:
@@ -119,6 +142,98 @@ def _masked(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
+
+
+def _apart(chunks: list[int], device: torch.device) -> Bool[Tensor, "1 1 pos pos"]:
+    """Return the mask of a packed row: what lies in different chunks does not see each other."""
+    number = torch.arange(len(chunks), device=device).repeat_interleave(torch.tensor(chunks, device=device))
+    return (number[:, None] == number)[None, None]
+
+
+# ---------------------------------------------------------------- means over heads
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How scores are made of queries and keys; `packed` says that the mask keeps the chunks of a packed row apart."""
+
+    scale: float
+    softcap: float | None
+    causal: bool
+    packed: bool
+
+
+def _show_means(
+    points: Mapping[str, Any], query: Tensor, key: Tensor, mask: Tensor | None, settings: _Settings, pattern: Any = None
+) -> None:
+    """Fire the points of `MEANS` that somebody looks at; `pattern` [batch, head, query, key] is used where it is there."""
+    masked, unmasked = (points.get(name) for name in MEANS)
+    if _watched(masked) and pattern is not None:
+        masked(pattern.detach().mean(1, dtype=torch.promote_types(pattern.dtype, torch.float32)))
+    elif _watched(masked):
+        masked(_mean_pattern(query, key, mask, settings))
+    if _watched(unmasked):
+        everywhere = mask if settings.packed else _padding_only(mask)
+        unmasked(_mean_pattern(query, key, everywhere, replace(settings, causal=False)))
+
+
+@torch.no_grad()
+def _mean_pattern(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    mask: Tensor | None,
+    settings: _Settings,
+) -> Float[Tensor, "batch query key"]:
+    """Return the mean over heads of the attention pattern, one head and (on a CPU) a few queries at a time."""
+    (batch, heads, queries, _), keys = query.shape, key.shape[2]
+    precision = torch.promote_types(query.dtype, torch.float32)
+    lowest, step = torch.finfo(precision).min, _ROWS if query.device.type == "cpu" else queries
+    ahead = keys - queries if settings.causal and mask is None and queries > 1 else None
+    mean = query.new_zeros(batch, queries, keys, dtype=precision)
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        rows = None if mask is None else mask[:, :, start:stop]
+        reach = (keys if rows is None or step >= queries else _reach(rows)) if ahead is None else ahead + stop
+        scores = query.new_empty(batch, stop - start, reach)
+        pattern = scores.new_empty(scores.shape, dtype=precision)
+        bias = None
+        if ahead is not None:  # what is seen by the first of these queries is seen by all
+            later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).triu_(1)
+            bias = later.new_zeros(later.shape, dtype=precision).masked_fill_(later, lowest)[None, None]
+        elif rows is not None:
+            rows = rows[..., :reach]
+            bias = (
+                rows.new_zeros(rows.shape, dtype=precision).masked_fill_(~rows, lowest) if rows.dtype == torch.bool else rows
+            )
+        for head in range(heads):
+            own = key[:, head // (heads // key.shape[1]), :reach]
+            scores.baddbmm_(query[:, head, start:stop], own.transpose(1, 2), beta=0, alpha=settings.scale)
+            if settings.softcap is not None:
+                scores.div_(settings.softcap).tanh_().mul_(settings.softcap)
+            full = scores.to(precision)
+            if bias is not None:
+                full[..., reach - bias.shape[-1] :].add_(bias[:, head % bias.shape[1]])
+            torch.softmax(full, -1, out=pattern)
+            mean[:, start:stop, :reach].add_(pattern, alpha=1 / heads)
+    return mean
+
+
+def _reach(rows: Tensor) -> int:
+    """Return how many keys a mask's `rows` reach; all where one of them sees nothing, and so is spread over all."""
+    if rows.dtype != torch.bool or not rows.any(-1).all():
+        return rows.shape[-1]
+    return int(rows.flatten(0, 2).any(0).nonzero()[-1]) + 1
+
+
+def _padding_only(mask: Tensor | None) -> Tensor | None:
+    """Return a mask that hides only the keys which nobody sees: those are padding."""
+    if mask is None:
+        return None
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    padding = ~seen.any(-2, keepdim=True)
+    if mask.dtype == torch.bool:
+        return (~padding).expand_as(mask)
+    return mask.masked_fill(~seen & ~padding, 0.0)  # a bias stays where it is
 
 
 AttentionInterface.register(NAME, attention)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint, LensHandle
 
+from mmlens.attention import MEANS
 from mmlens.families import Family
 from mmlens.hooks import HookFn, module_of
 
@@ -30,10 +31,13 @@ DEAD_WITH_NATIVE_ATTENTION = {
     "*attn.hook_hidden_states": "attn.hook_out",
     "rotary_emb.hook_out": "rotary_emb.hook_cos and rotary_emb.hook_sin",
 }
-READ_ONLY = {"rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin"}
+READ_ONLY = {
+    "rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin",
+    "*.hook_pattern_mean*": "the same module's hook_pattern",
+}
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-LEFT_OUT = (".hook_pattern", ".hook_attn_scores")
+LEFT_OUT = (".hook_pattern", ".hook_attn_scores", *(f".{mean}" for mean in MEANS))
 
 
 class UnknownHook(KeyError):
@@ -188,7 +192,7 @@ class HookPoints:
     def choose(self, names_filter: NamesFilter) -> list[str]:
         """Return our names of the points to cache: exact names, globs, or those of which a predicate is true.
 
-        None is every point that fires but attention patterns and scores, which would turn SDPA off.
+        None is every point that fires but attention patterns and scores, which would turn SDPA off, and patterns' means.
         """
         if names_filter is None:
             return [name for name in self.live if not name.endswith(LEFT_OUT)]

@@ -66,10 +66,10 @@ class HookedMLLM:
         self.bridge.cfg.tokenizer_prepends_bos = ids[0] == self.tokenizer.bos_token_id
         self.bridge.cfg.tokenizer_appends_eos = ids[-1] == self.tokenizer.eos_token_id
         self.name, self.revision, self.family = name, revision, family
+        attention.attach_all(self.bridge)
         self.points = HookPoints(self.bridge, family, config)
         self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
-        attention.attach_all(self.bridge)
         self.hf_model.set_attn_implementation(attention.NAME)
 
     def __repr__(self) -> str:
@@ -186,9 +186,9 @@ class HookedMLLM:
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """Return the logits, and the activations whose names match: exact names, globs, or a predicate of our names.
 
-        None is every point that fires except attention patterns and scores, which would turn SDPA off: name those
-        (`"*.hook_pattern"`). Activations are detached, and seen after `fwd_hooks`. Raises UnknownHook for a name that
-        matches nothing.
+        None is every point that fires except attention patterns and scores, which would turn SDPA off, and patterns' means:
+        name those (`"*.hook_pattern"`). Activations are detached, and seen after `fwd_hooks`. Raises UnknownHook for a name
+        that matches nothing.
         """
         cached: dict[str, Tensor] = {}
         hooks = [(name, feed(_keep(cached, name))) for name in self.points.choose(names_filter)]
@@ -254,6 +254,10 @@ class HookedMLLM:
                         raise InertHook(
                             f"a gradient at {name} would miss the skip path; the gradient at "
                             f"{name.replace('resid_mid', 'attn_out')} is the whole one"
+                        )
+                    if name.endswith(attention.MEANS):
+                        raise InertHook(
+                            f"no gradient passes {name}, which is computed beside the model: take hook_pattern's"
                         )
                     self.points.put(stack, name, fn, "bwd")
             yield self

@@ -266,6 +266,7 @@ def _attention(module, query, key, value, attention_mask, scaling, softcap=None,
         attention_mask = _BLOCKS[module].to(scores)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    change.get("unmasked", lambda x: x)(scores)
     if attention_mask is not None:
         scores = scores + attention_mask
     scores = change.get("scores", lambda x: x)(scores)
@@ -293,11 +294,14 @@ def route(reference):
 
 
 def attention_of(reference, name):
-    """Return the plain attention module to which `blocks.1.attn.hook_pattern` (say) belongs, and "scores" or "pattern"."""
+    """Return the plain attention module to which `blocks.1.attn.hook_pattern` (say) belongs, and what of it the point holds.
+
+    That is "scores", "pattern", or "unmasked": the scores before the mask is added.
+    """
     block, layer, kind = re.match(r"(.*blocks\.)(\d+)\.(\w+)", name).groups()
     paths = table(reference).ATTENTION
     path = paths[block + "{l}"] if kind == "attn" else paths[block + "{l}." + kind]
-    return reference.get_submodule(path.format(l=layer)), "scores" if name.endswith("scores") else "pattern"
+    return reference.get_submodule(path.format(l=layer)), re.search("scores|unmasked|pattern$", name)[0]
 
 
 def attention_logits(reference, inputs, changes):

@@ -4,10 +4,14 @@ import pytest
 import raw
 import torch
 from support import ask, leaves_no_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens.hook_points import HookPoint
 
 from mmlens import hooks
+from mmlens.attention import MEANS, attach, attention
 from mmlens.hooks import module_of
 from mmlens.inputs import MEDIA
+from mmlens.liveness import InertHook
 
 
 @pytest.mark.parametrize("kind", ["one", "text", "padded", "mixed", "two"])
@@ -180,3 +184,127 @@ def test_knock_out_acts_at_prefill_only(small):
     assert [pattern.shape[2] for pattern in calls] == [len(image), 1, 1]
     assert (calls[0][0, :, -1][:, image] == 0).all()
     assert (calls[1][0, :, -1][:, : len(image)][:, image] > 0).all()
+
+
+# ---------------------------------------------------------------- means over heads
+
+
+@pytest.mark.parametrize("kind", ["one", "mixed"])
+@torch.no_grad()
+def test_a_mean_is_that_of_the_pattern_over_heads_and_reading_it_leaves_the_logits_bit_for_bit(model, batches, kind):
+    inputs = batches[kind]
+    untouched = model(inputs)
+    logits, means = model.run_with_cache(inputs, lambda name: name.endswith(MEANS))
+    assert torch.equal(logits, untouched)
+    _, patterns = model.run_with_cache(inputs, "*.hook_pattern")
+    assert len(means) == 2 * len(patterns) > 0
+    for name, pattern in patterns.items():
+        raw.same(means[f"{name}_mean"], pattern.mean(1))
+        if module_of(name) != "language":  # a tower's positions see each other both ways
+            raw.same(means[f"{name}_mean_unmasked"], pattern.mean(1))
+
+
+@torch.no_grad()
+def test_an_unmasked_mean_is_that_of_a_softmax_over_all_keys_of_the_row(model, reference, batches):
+    inputs, name = batches["mixed"], "blocks.1.attn.hook_pattern_mean_unmasked"
+    _, cache = model.run_with_cache(inputs, name)
+    _, read = raw.attention_read(reference, inputs, [name])
+    for row, real in enumerate(inputs.mask("all")):
+        scores = read[name][row][:, real][:, :, real]
+        raw.same(cache[name][row][real][:, real], scores.softmax(-1).mean(0))
+        assert not cache[name][row][real][:, ~real].any()
+
+
+@torch.no_grad()
+def test_a_mean_beside_an_edited_pattern_is_that_of_the_edited_one(small):
+    inputs, name = ask(small, "padded"), "blocks.1.attn.hook_pattern"
+    edit = [(name, hooks.scale(0.5, heads=[1]))]
+    _, cache = small.run_with_cache(inputs, [name, f"{name}_mean"], fwd_hooks=edit)
+    raw.same(cache[f"{name}_mean"], cache[name].mean(1))
+    assert cache[f"{name}_mean"].sum(-1).max() < 0.9
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_gradient_at_a_mean_is_refused_and_an_edit_too(small, mean):
+    inputs, hook = ask(small, "one"), (f"blocks.1.attn.{mean}", lambda x, hook: x * 2)
+    with leaves_no_hooks(small), pytest.raises(InertHook, match=r"no gradient passes .* take hook_pattern's"):
+        small.run_with_hooks(inputs, bwd_hooks=[hook])
+    with leaves_no_hooks(small), pytest.raises(InertHook, match=r"read but not edited.* hook_pattern instead"):
+        small.run_with_hooks(inputs, fwd_hooks=[hook])
+
+
+@torch.no_grad()
+def test_a_mean_is_read_at_every_step_of_a_generation(small):
+    inputs, seen = ask(small, "one"), []
+    look = ("blocks.1.attn.hook_pattern_mean", hooks.feed(lambda mean, hook: seen.append(mean)))
+    told = small.generate(inputs, max_new_tokens=3, min_new_tokens=3, fwd_hooks=[look])
+    assert torch.equal(told.tokens, small.generate(inputs, max_new_tokens=3, min_new_tokens=3).tokens)
+    length = inputs.tokens.shape[1]
+    assert [mean.shape for mean in seen] == [(1, length, length), (1, 1, length + 1), (1, 1, length + 2)]
+    for mean in seen:
+        torch.testing.assert_close(mean.sum(-1), torch.ones(mean.shape[:2]))
+
+
+def naive(query, key, hidden, scale, softcap):
+    """Return the mean over heads of softmax(scores), where `hidden` keys have none, in float64."""
+    groups = query.shape[1] // key.shape[1]
+    patterns = []
+    for head in range(query.shape[1]):
+        scores = query[:, head].double() @ key[:, head // groups].double().transpose(1, 2) * scale
+        scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+        patterns.append(scores.masked_fill(hidden, -torch.inf).softmax(-1))
+    return torch.stack(patterns).mean(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("masked", ["causal", "padded", "behind a cache", "both ways", "window", "added"])
+@torch.no_grad()
+def test_means_of_long_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_once(masked, softcap, dtype):
+    generator, (batch, heads, queries, keys) = torch.Generator().manual_seed(0), (2, 6, 300, 300)
+    queries = 150 if masked == "behind a cache" else queries
+    query = torch.randn(batch, heads, queries, 8, generator=generator).to(dtype)
+    key = torch.randn(batch, 2, keys, 8, generator=generator).to(dtype)
+    later = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1).expand(batch, -1, -1).clone()
+    padding = torch.zeros(batch, 1, keys, dtype=torch.bool)
+    mask, hidden = None, later
+    if masked == "padded":
+        padding[1, :, :140] = True
+        hidden = later | padding
+    elif masked == "both ways":
+        hidden = torch.zeros_like(later)
+    elif masked == "window":
+        hidden = later | torch.ones(queries, keys, dtype=torch.bool).tril(-50)
+    if masked in ("padded", "behind a cache", "window", "added"):
+        mask = ~hidden[:, None]
+    if masked == "added":
+        mask = torch.zeros(batch, 1, queries, keys, dtype=dtype).masked_fill(hidden[:, None], torch.finfo(dtype).min)
+    module, component, seen = torch.nn.Identity(), torch.nn.Module(), {}
+    module.is_causal, module.num_key_value_groups = masked != "both ways", 3
+    for mean in MEANS:
+        setattr(component, mean, HookPoint())
+        getattr(component, mean).add_hook(lambda x, hook, mean=mean: seen.__setitem__(mean, x))
+    attach(module, component)
+    with Sizes() as sizes:
+        attention(module, query, key, key, mask, scaling=0.7, softcap=softcap)
+    tolerance = dict(atol=5e-3 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+    real = ~hidden.all(-1)
+    assert real.sum() == batch * queries - (140 if masked == "padded" else 0)
+    for mean, unseen in zip(MEANS, (hidden, padding), strict=True):
+        assert seen[mean].dtype == torch.promote_types(dtype, torch.float32)
+        truth = naive(query, key, unseen, 0.7, softcap)[real]
+        torch.testing.assert_close(seen[mean][real].double(), truth, **tolerance)
+    assert softcap is not None or sizes.largest <= batch * queries * keys
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the largest number of elements that any operation puts out."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out

@@ -111,7 +111,7 @@ class QFormerAttention(AttentionBridge):
     def set_original_component(self, original_component: Any) -> None:
         """Wrap transformers' attention, whose inner module is the one that computes scores."""
         super().set_original_component(original_component)
-        attention.attach(original_component.attention, self.hook_attn_scores, self.hook_pattern)
+        attention.attach(original_component.attention, self)
 
 
 def branch(into: str, out: str) -> MLPBridge:
