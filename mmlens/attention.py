@@ -54,9 +54,10 @@ def attach_all(bridge: Any) -> None:
         if last == "hook_pattern":
             component = bridge.get_submodule(owner)
             for mean in MEANS:
-                setattr(component, mean, HookPoint())
-                component._modules[mean].name = f"{owner}.{mean}"
-                bridge._hook_registry[f"{owner}.{mean}"] = component._modules[mean]
+                added = HookPoint().eval()
+                setattr(component, mean, added)
+                added.name = f"{owner}.{mean}"
+                bridge._hook_registry[added.name] = added
     for component in bridge.modules():
         module = getattr(component, "original_component", None)
         if {"hook_attn_scores", "hook_pattern"} <= set(component._modules) and isinstance(module, nn.Module):

@@ -1,5 +1,7 @@
 """Attention: transformers' own where nobody looks; scores and patterns that can be read and edited where somebody does."""
 
+from typing import Any
+
 import pytest
 import raw
 import torch
@@ -279,7 +281,8 @@ def test_means_of_long_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_
         mask = ~hidden[:, None]
     if masked == "added":
         mask = torch.zeros(batch, 1, queries, keys, dtype=dtype).masked_fill(hidden[:, None], torch.finfo(dtype).min)
-    module, component, seen = torch.nn.Identity(), torch.nn.Module(), {}
+    component, seen = torch.nn.Module(), {}
+    module: Any = torch.nn.Identity()
     module.is_causal, module.num_key_value_groups = masked != "both ways", 3
     for mean in MEANS:
         setattr(component, mean, HookPoint())
@@ -287,13 +290,13 @@ def test_means_of_long_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_
     attach(module, component)
     with Sizes() as sizes:
         attention(module, query, key, key, mask, scaling=0.7, softcap=softcap)
-    tolerance = dict(atol=5e-3 if dtype == torch.bfloat16 else 1e-6, rtol=0)
+    tolerance = 5e-3 if dtype == torch.bfloat16 else 1e-6
     real = ~hidden.all(-1)
     assert real.sum() == batch * queries - (140 if masked == "padded" else 0)
     for mean, unseen in zip(MEANS, (hidden, padding), strict=True):
         assert seen[mean].dtype == torch.promote_types(dtype, torch.float32)
         truth = naive(query, key, unseen, 0.7, softcap)[real]
-        torch.testing.assert_close(seen[mean][real].double(), truth, **tolerance)
+        torch.testing.assert_close(seen[mean][real].double(), truth, atol=tolerance, rtol=0)
     assert softcap is not None or sizes.largest <= batch * queries * keys
 
 

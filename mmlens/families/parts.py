@@ -1,8 +1,8 @@
 """The components that families are made of: TransformerLens' own, with transformers' attention kept and towers hooked.
 
 Point names come from here: a tower's block has `hook_resid_pre/mid/post`, `hook_attn_out`, `hook_mlp_out`,
-`attn.hook_q/k/v/z/pattern/attn_scores`, `mlp.hook_pre/post` (and `hook_pre_linear`, where it is gated), as in the
-language model.
+`attn.hook_q/k/v/z/pattern/pattern_mean/attn_scores`, `mlp.hook_pre/post` (and `hook_pre_linear`, where it is gated), as
+in the language model.
 """
 
 from types import SimpleNamespace

@@ -182,7 +182,7 @@ def test_the_whole_tower_reaches_the_output(idefics):
     _, cache = idefics.run_with_cache(ask(idefics, "one"))
     raw.same(cache["vision.post_layernorm.hook_in"], cache["vision.blocks.2.hook_resid_post"], relative=0)
     raw.same(cache["projector.hook_in"], cache["vision.post_layernorm.hook_out"], relative=0)
-    assert set(idefics.points.read_only) == {"rotary_emb.hook_in"}
+    assert not [name for name in idefics.points.read_only if name.startswith(("vision", "projector"))]
 
 
 def test_a_chat_begins_with_one_beginning(idefics):
