@@ -347,8 +347,8 @@ def encoded(
 
 def _batches(examples: Iterable[Any] | Indexed, size: int, seen: int, marks: Mapping[str, str]) -> Iterator[list[Item]]:
     """Yield what is left of the examples behind the first `seen`, by `size`. Raises ValueError where `marks` are not met."""
-    items = _items(examples, seen, marks)
-    while batch := list(itertools.islice(items, size)):
+    left = items(examples, seen, marks)
+    while batch := list(itertools.islice(left, size)):
         if seen % size:
             raise ValueError(
                 f"the sweep of the checkpoint was over, with {seen} examples, and now there are more: name another file for "
@@ -357,7 +357,7 @@ def _batches(examples: Iterable[Any] | Indexed, size: int, seen: int, marks: Map
         yield batch
 
 
-def _items(examples: Iterable[Any] | Indexed, seen: int, marks: Mapping[str, str]) -> Iterator[Item]:
+def items(examples: Iterable[Any] | Indexed, seen: int, marks: Mapping[str, str]) -> Iterator[Item]:
     """Yield the examples behind the first `seen`. Raises ValueError where those at the places in `marks` look different."""
     everything: Iterable[Item]
     if isinstance(examples, Indexed):

@@ -63,6 +63,11 @@ class Ablation(Storable):
             )
         if self.where is not None:
             check_groups(self.where)
+            if others := set(self.neurons.module) - {"language"}:
+                raise ValueError(
+                    f"`where` is about the language model's positions, and neurons are also in {', '.join(sorted(others))}: "
+                    "hold those in an ablation of their own, without `where`"
+                )
 
     @cached_property
     def held(self) -> Neurons:
@@ -127,8 +132,6 @@ class Ablation(Storable):
         for (module, layer), (indices, neurons) in self._layers.items():
             site: Site = "post" if self.site == "gate_act" and not model.is_gated(layer, module) else self.site
             if isinstance(self.value, str) or (isinstance(self.value, Tensor) and self.value.ndim == 2):
-                if where is not None and module != "language":
-                    ablate(neurons, where=where)  # which says why that can't be
                 value = rows.lowest(module) if isinstance(self.value, str) else rows.drawn(module, self.value[:, indices])
                 found += _hold(model, module, layer, neurons.unit, site, value, where)
             else:

@@ -16,13 +16,13 @@ from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 from mmlens.stats import Accumulator, Batch, Statistics, TokenStats
 from mmlens.stats.accumulator import Hooked, Layers, check_groups, finite, members
-from mmlens.sweeps import sweep
+from mmlens.sweeps import Indexed, sweep
 
 ROWS = 256  # so many positions of the reference are drawn from
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Sample(Result):
+class PositionSample(Result):
     """What `neurons` did at positions of a data set that were drawn at random, at `site`: a row per position."""
 
     neurons: Neurons
@@ -107,7 +107,7 @@ class SamplePositions(Accumulator):
             if rank != distributed.get_rank(group):
                 self._merge(theirs)
 
-    def result(self, model: Hooked) -> Sample:
+    def result(self, model: Hooked) -> PositionSample:
         """Return the sample so far: of every module as many rows. Raises ValueError where there was no such position."""
         rows = min(int(getattr(self, f"{module}_number").isfinite().sum()) for module in self.layers.widths)
         if not rows:
@@ -115,7 +115,7 @@ class SamplePositions(Accumulator):
         values = torch.zeros(rows, len(self.neurons))
         for module in self.layers.widths:
             values[:, self._of(module)] = getattr(self, f"{module}_values")[:rows]
-        return Sample(
+        return PositionSample(
             neurons=self.neurons,
             site=self.layers.site,
             group=self.group,
@@ -149,7 +149,7 @@ class SamplePositions(Accumulator):
 
 
 def settled(
-    model: HookedMLLM, ablations: Mapping[str, Ablation], reference: Iterable[Any], **options: Any
+    model: HookedMLLM, ablations: Mapping[str, Ablation], reference: Iterable[Any] | Indexed, **options: Any
 ) -> dict[str, Ablation]:
     """Return `ablations` with "mean" and "resample" as values, gathered in one sweep over `reference` if there are any.
 

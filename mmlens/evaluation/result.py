@@ -129,12 +129,10 @@ class Evaluation(Result):
     _repr_markdown_ = markdown
 
     def __repr__(self) -> str:
-        means = {
-            task: [self.scores[self.arms.index(arm)][[own == task for own in self.tasks]].mean().item() for arm in arms]
-            for arms in [(BASELINE, *self.random)]
-            for task in dict.fromkeys(self.tasks)
-        }
-        shown = pd.DataFrame(means, index=[BASELINE, *self.random]).to_string(float_format="{:.3f}".format, na_rep="")
+        names = [BASELINE, *self.random]
+        scores = self.scores[[self.arms.index(name) for name in names]].numpy()
+        means = {task: scores[:, [own == task for own in self.tasks]].mean(1) for task in dict.fromkeys(self.tasks)}
+        shown = pd.DataFrame(means, index=names).to_string(float_format="{:.3f}".format, na_rep="")
         return f"Evaluation: mean {self.metric} of {len(self.ids)} examples ({len(self.failures)} failed)\n{shown}"
 
 

@@ -1,6 +1,7 @@
 """A data set of tasks, asked with and without interventions and with their random controls."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,18 @@ from mmlens.evaluation.scores import UNLABELLED, Scores
 from mmlens.evaluation.scoring import Scorer
 from mmlens.model import HookedMLLM
 from mmlens.results import with_suffix
-from mmlens.sweeps import sweep
+from mmlens.sweeps import Indexed, items, sweep
 
 
 def evaluate(
     model: HookedMLLM,
-    examples: Iterable[Any],
+    examples: Iterable[Any] | Indexed,
     metric: str | Callable[..., Any],
     interventions: Mapping[str, Intervention],
     *,
     draws: int | Mapping[str, int] = 10,
     off_diagonal: bool = True,
-    reference: Iterable[Any] | None = None,
+    reference: Iterable[Any] | Indexed | None = None,
     max_new_tokens: int = 16,
     seed: int = 0,
     batch_size: int = 8,
@@ -45,7 +46,8 @@ def evaluate(
     Every set of neurons has `draws` random controls (one number, or one by name: 10 where left out): as many others of the
     same layers, drawn by `seed`, treated alike; 10 or more say how far chance reaches, 0 leaves them out. Every intervention
     is run on every task; with `off_diagonal=False`, one that is called as a task is run on that task only. "mean" and
-    "resample" are of what the neurons do in `reference` examples (the same ones, unless given), read in a sweep before.
+    "resample" are of what the neurons do as the prompts of `reference` are read (the examples' own unless given), every
+    position counting once, in a sweep before.
 
     The rest is as in `sweep`: examples are read once, some fail, the state is kept in `checkpoint` (the reference's beside
     it) and gone on with, several processes share the work. A checkpoint knows functions and hooks by their names. It takes
@@ -81,7 +83,7 @@ def evaluate(
     return replace(found["evaluation"], failures=found.failures)
 
 
-def _tasks(examples: Iterable[Any]) -> set[str]:
+def _tasks(examples: Iterable[Any] | Indexed) -> set[str]:
     """Return the labels of all examples. Raises ValueError for examples that can be read only once."""
     if isinstance(examples, Iterator):
         raise ValueError(
@@ -89,6 +91,11 @@ def _tasks(examples: Iterable[Any]) -> set[str]:
             "list, or leave it out"
         )
     columns = getattr(examples, "column_names", None) or ()
-    rows: Any = examples.select_columns(["label"]) if "label" in columns else () if columns else examples  # pyright: ignore
-    labels = (row.label if isinstance(row, Example) else row.get("label") for row in rows)
-    return {UNLABELLED if label is None else str(label) for label in labels}
+    rows: Any = examples.select_columns(["label"]) if "label" in columns else examples  # pyright: ignore
+    labels: set[str] = set()
+    for _, read in items(rows, 0, {}):
+        with suppress(Exception):  # of what can't be read, the sweep will say so
+            row = read()
+            label = row.label if isinstance(row, Example) else row.get("label")
+            labels.add(UNLABELLED if label is None else str(label))
+    return labels

@@ -14,7 +14,6 @@ from mmlens.evaluation.result import Evaluation
 from mmlens.evaluation.scoring import Scorer
 from mmlens.inputs import Inputs
 from mmlens.media import Sound, Video
-from mmlens.processes import Processes
 from mmlens.results import Provenance
 from mmlens.stats import Accumulator, Batch
 from mmlens.stats.accumulator import Hooked
@@ -49,7 +48,7 @@ class Scores(Accumulator):
         found: dict[int, dict[str, Any]] = {}
         for rows in parts if self.only else [list(range(len(tasks)))]:
             examples, places = [batch.examples[row] for row in rows], [batch.places[row] for row in rows]
-            inputs = self.scorer.inputs(model, examples)
+            inputs = self.scorer.inputs(model, examples, given=None if self.only else batch.inputs)
             for index, row in enumerate(rows):
                 found[batch.places[row]] = {
                     "id": batch.ids[row],
@@ -79,10 +78,15 @@ class Scores(Accumulator):
         self.found.update(incoming_state.found)
 
     def reduce(self, group: Any = None) -> None:
-        """Bring the examples of all processes together, in every one of them."""
+        """Bring the examples of all processes together, in every one of them: one process after the other shows its own."""
         super().reduce(group)
-        team = Processes(distributed.get_rank(group), distributed.get_world_size(group), group)
-        self.found = {place: one for part in team.gather(list(self.found.items())) for place, one in part}
+        mine = self.saved()["found"]
+        for rank in range(distributed.get_world_size(group)):
+            size = torch.tensor([len(mine)])
+            distributed.broadcast(size, rank, group)
+            theirs = mine.clone() if rank == distributed.get_rank(group) else mine.new_empty(int(size))
+            distributed.broadcast(theirs, rank, group)
+            self.found.update(json.loads(theirs.numpy().tobytes()))
 
     def reset(self) -> None:
         """Go back to no example."""

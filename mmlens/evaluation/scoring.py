@@ -40,10 +40,13 @@ class Scorer:
         tokens = None if self.metric is None else self.max_new_tokens
         return {"metric": self.name, "max_new_tokens": tokens, "chat": self.chat}
 
-    def inputs(self, model: HookedMLLM, examples: Sequence[Example]) -> Inputs:
-        """Return what the model is given. Raises ValueError where an answer is needed and an example has none."""
+    def inputs(self, model: HookedMLLM, examples: Sequence[Example], *, given: Inputs | None) -> Inputs:
+        """Return what the model reads, `given` where that is only the prompts, and these were encoded already.
+
+        Raises ValueError where an answer is needed and an example has none.
+        """
         if self.metric is not None:
-            return encoded(model, examples, chat=self.chat)
+            return encoded(model, examples, chat=self.chat) if given is None else given
         for example in examples:
             if not example.answers or not example.answers[0].strip():
                 raise ValueError(f"{LOG_PROB} is that of the first gold answer, and this example has none: leave it out")
