@@ -98,17 +98,17 @@ def attention(
     scores_point, pattern_point = points.get("hook_attn_scores"), points.get("hook_pattern")
     query, key, value = (_through(points.get(part), x) for part, x in zip(_PARTS, (query, key, value), strict=True))
     chunks: list[int] | None = getattr(module, _CHUNKS, None)
-    mask = attention_mask if chunks is None else _apart(chunks, query.device)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    settings = _Settings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, causal, chunks is not None)
+    settings = _Settings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, causal, chunks)
     if softcap is None and not (_watched(scores_point) or _watched(pattern_point)):
-        _show_means(points, query, key, mask, settings)
+        _show_means(points, query, key, attention_mask, settings)
         options: dict[str, Any] = dict(dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
         if chunks is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
         rows = zip(query.split(chunks, dim=2), key.split(chunks, dim=2), value.split(chunks, dim=2), strict=True)
         return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
     groups = query.shape[1] // key.shape[1]
+    mask = attention_mask if chunks is None else _apart(chunks, query.device)
     scores = query @ repeat_kv(key, groups).transpose(-2, -1) * settings.scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -156,26 +156,29 @@ def _apart(chunks: list[int], device: torch.device) -> Bool[Tensor, "1 1 pos pos
 
 @dataclass(frozen=True)
 class _Settings:
-    """How scores are made of queries and keys; `packed` says that the mask keeps the chunks of a packed row apart."""
+    """How scores are made of queries and keys; those in different `chunks` of a packed row do not see each other."""
 
     scale: float
     softcap: float | None
     causal: bool
-    packed: bool
+    chunks: list[int] | None
 
 
 def _show_means(
     points: Mapping[str, Any], query: Tensor, key: Tensor, mask: Tensor | None, settings: _Settings, pattern: Any = None
 ) -> None:
     """Fire the points of `MEANS` that somebody looks at; `pattern` [batch, head, query, key] is used where it is there."""
-    masked, unmasked = (points.get(name) for name in MEANS)
-    if _watched(masked) and pattern is not None:
-        masked(pattern.detach().mean(1, dtype=torch.promote_types(pattern.dtype, torch.float32)))
-    elif _watched(masked):
-        masked(_mean_pattern(query, key, mask, settings))
-    if _watched(unmasked):
-        everywhere = mask if settings.packed else _padding_only(mask)
-        unmasked(_mean_pattern(query, key, everywhere, replace(settings, causal=False)))
+    looked_at = [name for name in MEANS if _watched(points.get(name))]
+    if looked_at and settings.chunks is not None:
+        mask = _apart(settings.chunks, query.device)
+    for name in looked_at:
+        if name.endswith("unmasked"):
+            everywhere = _padding_only(mask) if settings.chunks is None else mask
+            points[name](_mean_pattern(query, key, everywhere, replace(settings, causal=False)))
+        elif pattern is not None:
+            points[name](pattern.detach().mean(1, dtype=torch.promote_types(pattern.dtype, torch.float32)))
+        else:
+            points[name](_mean_pattern(query, key, mask, settings))
 
 
 @torch.no_grad()
