@@ -105,10 +105,9 @@ class Ablation(Storable):
 
     def recipe(self) -> dict[str, Any]:
         """Return what it does, in numbers and text: neurons and tensors by their hash."""
-        value = self.value if not isinstance(self.value, Tensor) else digest(self.value.tolist(), list(self.value.shape))
         return {
             "neurons": f"{len(self.neurons)} {digest(*self.neurons.labels())}",
-            "value": value,
+            "value": f"values {digest(self.value)}" if isinstance(self.value, Tensor) else self.value,
             "site": self.site,
             "where": self.group if self.where else None,
             "complement": self.complement,
@@ -141,8 +140,15 @@ class Ablation(Storable):
 
 
 def digest(*values: Any) -> str:
-    """Return a hash (16 hex digits) of numbers and text, in order."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+    """Return a hash (16 hex digits) of tensors, numbers and text, in order."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            sha.update(f"{list(value.shape)}".encode())
+            sha.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        else:
+            sha.update(json.dumps(value).encode())
+    return sha.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)

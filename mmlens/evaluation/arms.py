@@ -17,43 +17,39 @@ Intervention = Neurons | Ablation | Sequence[Hook] | Callable[[Inputs], list[Hoo
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of running the model: what it is called, of which intervention (None: the baseline), and what it does.
-
-    `told` says what it does in a line, `hash` tells it from all others.
-    """
+    """One way of running the model: what it is called, of which intervention (None: the baseline), and what it does."""
 
     name: str
     intervention: str | None
     does: Ablation | Sequence[Hook] | Callable[[Inputs], list[Hook]]
-    told: str
-    hash: str
 
-    @classmethod
-    def of(cls, name: str, intervention: str | None, does: Any) -> "Arm":
-        """Return the arm that does what an intervention says. Raises TypeError for what is no intervention."""
-        recipe: Any
-        if isinstance(does, Ablation):
-            recipe = does.recipe()
-            held = f"{'all but ' * does.complement}{len(does.neurons)} neurons"
-            value = does.value if isinstance(does.value, str | float | int) else "values of their own"
-            told = f"{held} held at {value} at {does.site}{', at ' + does.group if does.where else ''}"
-        elif callable(does):
-            recipe = told = f"hooks by {named(does)}"
-        elif isinstance(does, Sequence) and all(isinstance(one, tuple) and len(one) == 2 for one in does):
-            recipe = [[point, named(fn)] for point, fn in does]
-            told = f"{len(does)} hooks"
-        else:
-            raise TypeError(
-                f"an intervention is Neurons, an Ablation, a list of hooks or a function of inputs that returns one; "
-                f"{name!r} is a {type(does).__name__}"
-            )
-        return cls(name, intervention, does, told, digest(recipe))  # pyright: ignore[reportArgumentType]
+    def recipe(self) -> str:
+        """Return a hash of what it does, functions by their names, as a checkpoint compares it."""
+        if isinstance(self.does, Ablation):
+            return digest(self.does.recipe())
+        return digest(named(self.does) if callable(self.does) else [[point, named(fn)] for point, fn in self.does])
 
     def hooks(self, model: HookedMLLM, inputs: Inputs, places: Sequence[int]) -> list[Hook]:
         """Return the hooks for these inputs, whose rows have those places in the data set."""
         if isinstance(self.does, Ablation):
             return self.does.hooks(model, inputs, places=places)
         return list(self.does(inputs) if callable(self.does) else self.does)
+
+
+def told(name: str, does: Any) -> str:
+    """Return what an intervention does, in a line. Raises TypeError for what is none."""
+    if isinstance(does, Ablation):
+        value = does.value if isinstance(does.value, str | float | int) else "values of their own"
+        held = f"{'all but ' * does.complement}{len(does.neurons)} neurons held at {value}"
+        return f"{name}: {held} at {does.site}{', at ' + does.group if does.where else ''}"
+    if callable(does):
+        return f"{name}: hooks by {named(does)}"
+    if isinstance(does, Sequence) and all(isinstance(one, tuple) and len(one) == 2 for one in does):
+        return f"{name}: {len(does)} hooks"
+    raise TypeError(
+        "an intervention is Neurons, an Ablation, a list of hooks or a function of inputs that returns one; "
+        f"{name!r} is a {type(does).__name__}"
+    )
 
 
 def named(fn: Any) -> str:

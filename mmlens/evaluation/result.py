@@ -60,13 +60,23 @@ class Evaluation(Result):
         In the row of a random control, scores are means over its `draws`, and `draw_low` to `draw_high` is from the lowest
         draw's mean to the highest. In the row of an intervention, `to_random` is its mean less that of its draws, and `rank`
         its place among it and its draws, from 1 (the lowest) to draws + 1; equal ones share the middle of theirs.
+
+        `resamples` are the draws behind every interval and p: seconds for each row of 1000 examples. A table is made once.
         """
+        if (resamples, seed) not in self._tables:
+            self._tables[resamples, seed] = self._table(resamples=resamples, seed=seed)
+        return self._tables[resamples, seed].copy()
+
+    @cached_property
+    def _tables(self) -> dict[tuple[int, int], pd.DataFrame]:
+        return {}
+
+    def _table(self, **options: int) -> pd.DataFrame:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for task in dict.fromkeys(self.tasks):
             here = np.array([own == task for own in self.tasks])
             scores = dict(zip(self.arms, self.scores.numpy()[:, here], strict=True))
             baseline, clusters = scores[BASELINE], self.clusters.numpy()[here]
-            options = dict(resamples=resamples, seed=seed)
             rows[BASELINE, task] = _mean(baseline, clusters, **options)
             for name, names in self.random.items():
                 own = scores[name]
@@ -104,29 +114,13 @@ class Evaluation(Result):
         head = ["intervention", "task", "n", self.metric, "difference", "p (corrected)", "random draws", "rank"]
         lines = [head, ["---"] * len(head)]
         for row in self.table(**options).reset_index().to_dict("records"):
-            line = [
-                row["intervention"],
-                row["task"],
-                f"{row['n']:.0f}",
-                "{mean:.3f} [{low:.3f}, {high:.3f}]",
-                "",
-                "",
-                "",
-                "",
-            ]
-            if not np.isnan(row["p"]):
-                line[4:6] = [
-                    "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]",
-                    "{p:.4f} ({p_corrected:.4f})",
-                ]
-            if not np.isnan(row["draws"]):
-                line[6] = "{draw_low:.3f} to {draw_high:.3f}"
-            if not np.isnan(row["rank"]):
-                line[7] = f"{{rank:g}} of {row['draws'] + 1:.0f}"
-            lines.append([line[0], line[1], *(cell.format(**row) for cell in line[2:])])
+            cells = ["{intervention}", "{task}", "{n:.0f}", "{mean:.3f} [{low:.3f}, {high:.3f}]"]
+            away = ["{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]", "{p:.4f} ({p_corrected:.4f})"]
+            cells += ["", ""] if np.isnan(row["p"]) else away
+            cells.append("" if np.isnan(row["draws"]) else "{draw_low:.3f} to {draw_high:.3f}")
+            cells.append("" if np.isnan(row["rank"]) else f"{{rank:g}} of {row['draws'] + 1:.0f}")
+            lines.append([cell.format(**row) for cell in cells])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    _repr_markdown_ = markdown
 
     def __repr__(self) -> str:
         names = [BASELINE, *self.random]

@@ -8,9 +8,9 @@ from typing import Any
 
 from mmlens.data import Example
 from mmlens.evaluation.ablation import Ablation
-from mmlens.evaluation.arms import BASELINE, Arm, Intervention, as_ablations, controls
+from mmlens.evaluation.arms import BASELINE, Arm, Intervention, as_ablations, controls, told
 from mmlens.evaluation.reference import settled
-from mmlens.evaluation.result import Evaluation
+from mmlens.evaluation.result import Evaluation, control
 from mmlens.evaluation.scores import UNLABELLED, Scores
 from mmlens.evaluation.scoring import Scorer
 from mmlens.model import HookedMLLM
@@ -49,20 +49,21 @@ def evaluate(
     "resample" are of what the neurons do as the prompts of `reference` are read (the examples' own unless given), every
     position counting once, in a sweep before.
 
-    The rest is as in `sweep`: examples are read once, some fail, the state is kept in `checkpoint` (the reference's beside
-    it) and gone on with, several processes share the work. A checkpoint knows functions and hooks by their names. It takes
-    1 + interventions x (1 + draws) runs of each example. Sources: Huo et al. 2024 (methods 3.c), Huang et al. 2024 (4.f,
-    4.g), without whose controls a loss says little about what the neurons are for.
+    The rest is as in `sweep`: what fails is left out, of all arms; the state is kept in `checkpoint` (the reference's in a
+    file beside it) and gone on with; several processes share the work. A checkpoint knows functions and hooks by their names
+    only. It takes 1 + interventions x (1 + draws) runs of each example. Sources: Huo et al. 2024 (methods 3.c), Huang et al.
+    2024 (4.f, 4.g); neither has these controls, without which a loss says little about what neurons are for.
 
     Raises ValueError for a metric, a name and a number that are none, and for neurons without controls, TypeError for what
     is no intervention, and what `sweep` raises.
     """
     scorer = Scorer.of(metric, max_new_tokens=max_new_tokens, chat=chat)
     given = as_ablations(interventions, model.widths)
+    description = [told(name, one) for name, one in given.items()]
     random = controls({name: one for name, one in given.items() if isinstance(one, Ablation)}, draws, seed)
     owner = {name: name for name in given} | {arm: name for name, drawn in random.items() for arm in drawn}
     names = [BASELINE, *(arm for name in given for arm in (name, *random.get(name, ())))]
-    if len(set(names)) < len(names):
+    if len({*names, *map(control, random)}) < len(names) + len(random):
         raise ValueError(f"an intervention has a name of its own, got one that is taken among {', '.join(names)}")
     tasks = set() if off_diagonal else _tasks(examples)
     options: dict[str, Any] = dict(batch_size=batch_size, chat=chat, every=every, resume=resume, progress=progress)
@@ -76,9 +77,9 @@ def evaluate(
         checkpoint=beside,
         **options,
     )
-    arms = [Arm(BASELINE, None, (), "the model as it is", "")]
-    arms += [Arm.of(name, owner[name], done[name]) for name in names[1:]]
-    scores = Scores(arms, scorer, only=[name for name in given if name in tasks], seed=seed)
+    arms = [Arm(BASELINE, None, ()), *(Arm(name, owner[name], done[name]) for name in names[1:])]
+    only = [name for name in given if name in tasks]
+    scores = Scores(arms, scorer, only=only, seed=seed, interventions=description)
     found = sweep(model, examples, {"evaluation": scores}, checkpoint=checkpoint, **options)
     return replace(found["evaluation"], failures=found.failures)
 

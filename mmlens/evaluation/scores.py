@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from mmlens.evaluation.arms import BASELINE, Arm
+from mmlens.evaluation.arms import Arm
 from mmlens.evaluation.result import Evaluation
 from mmlens.evaluation.scoring import Scorer
 from mmlens.inputs import Inputs
@@ -24,21 +24,22 @@ UNLABELLED = "all"
 class Scores(Accumulator):
     """What each example scores under each arm, and what was answered, by the example's place in the data set.
 
-    `only` are tasks: an intervention of such a name is run on the examples of that label and no others.
+    `only` are tasks: an intervention of such a name is run on the examples of that label and no others. `told` is more to be
+    kept in the provenance, `seed` among it.
     """
 
-    def __init__(self, arms: Sequence[Arm], scorer: Scorer, *, only: Sequence[str] = (), seed: int = 0) -> None:
+    def __init__(self, arms: Sequence[Arm], scorer: Scorer, *, only: Sequence[str] = (), **told: Any) -> None:
         super().__init__()
-        self.arms, self.scorer, self.only, self.seed = tuple(arms), scorer, frozenset(only), seed
+        self.arms, self.scorer, self.only, self.told = tuple(arms), scorer, frozenset(only), told
         self.found: dict[int, dict[str, Any]] = {}
 
     def recipe(self) -> dict[str, Any]:
         """Return the parameters, as a checkpoint compares them."""
         return {
             **self.scorer.recipe(),
-            "seed": self.seed,
+            **self.told,
             "only": sorted(self.only),
-            "arms": {arm.name: arm.hash for arm in self.arms},
+            "arms": {arm.name: arm.recipe() for arm in self.arms},
         }
 
     def observe(self, model: Any, batch: Batch) -> None:
@@ -136,11 +137,10 @@ class Scores(Accumulator):
             provenance=Provenance.record(
                 model,
                 inputs,
-                seed=self.seed,
                 analysis="evaluate",
                 **self.scorer.recipe(),
+                **self.told,
                 only=sorted(self.only),
-                interventions=[f"{arm.name}: {arm.told}" for arm in self.arms if arm.name in (*interventions, BASELINE)],
             ),
         )
 

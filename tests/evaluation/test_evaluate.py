@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from support import leaves_no_hooks, load, picture
 
 from mmlens import Ablation, Evaluation, Example, HookedMLLM, Neurons, evaluate, hooks, metrics
@@ -326,9 +327,11 @@ def test_what_makes_no_sense_is_refused_before_anything_is_run(small, plant, exa
             evaluate(small, examples, metric, {"off": neurons} if arms is None else arms, **QUIET, **options)
 
     refused(ValueError, "got 'accuracy'", metric="accuracy")
+    refused((TypeError, TypeCheckError), "intervention", {"off": [neurons]})
     refused(ValueError, "0 times or more", draws=-1)
     refused(ValueError, "draws for 'on'", draws={"on": 10})
     refused(ValueError, "a name of its own", {"baseline": neurons})
+    refused(ValueError, "a name of its own", {"off": neurons, "off (random)": neurons})
     refused(ValueError, "the model that is evaluated", {"car": plant[0].concepts["car"]})
     everything = Neurons.of([("projector", 0, unit) for unit in range(small.widths["projector"][0])], small.widths)
     refused(ValueError, "no random control.*draws=.'all': 0.", {"all": everything})
