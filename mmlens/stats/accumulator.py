@@ -199,14 +199,17 @@ class Layers:
         """Return the number of layers of a module, and of the units of its widest one."""
         return len(self.widths[module]), max(self.widths[module])
 
-    def hook(self, model: Hooked, module: str, layer: int, read: Callable[[Tensor], None]) -> Hook:
+    def hook(
+        self, model: Hooked, module: str, layer: int, read: Callable[[Tensor], None], *, sign_only: bool = False
+    ) -> Hook:
         """Return the hook that hands `read` the neurons' values [..., unit] of one layer.
 
-        `gate_act` has no hook point: it is what the nonlinearity makes of `pre`, and where an MLP has no gate, `post`.
+        `gate_act` has no hook point: it is what the nonlinearity makes of `pre`, and where an MLP has no gate, `post`. Where
+        only the sign is asked for it is `pre` itself: ReLU, GELU, SiLU and QuickGELU are above 0 exactly where that is.
         """
         at_gate = self.site == "gate_act" and model.is_gated(layer, module)
         site: Literal["pre", "post"] = "pre" if at_gate or self.site == "pre" else "post"
-        act = model.act(layer, module) if at_gate else None
+        act = model.act(layer, module) if at_gate and not sign_only else None
 
         def fn(activation: Tensor, hook: Any) -> None:
             with torch.no_grad():

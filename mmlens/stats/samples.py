@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mmlens.hooks import Hook, Site
@@ -63,8 +63,7 @@ class SampleStats(Accumulator):
         for module in self.layers.widths:
             self._state(f"{module}_tokens", by, torch.int64)
             self._state(f"{module}_samples", by, torch.int64)
-            for name in self.statistics:
-                self._state(f"{module}_{name}", (*by, *self.layers.shape(module)), torch.float64)
+            self._state(f"{module}_total", (len(self.statistics), *by, *self.layers.shape(module)), torch.float64)
 
     def recipe(self) -> dict[str, Any]:
         """Return the parameters, as a checkpoint compares them."""
@@ -92,9 +91,10 @@ class SampleStats(Accumulator):
                 if "language" not in sections:
                     sections["language"] = self._sections(batch, "language", pattern.shape[:2])
                 length = pattern.shape[-1]
-                weights[layer] = [
-                    _weights(pattern.detach(), section, length, self.renorm) for section in sections["language"]
-                ]
+                weights[layer] = []
+                for section in sections["language"]:
+                    where = section.within(length)
+                    weights[layer].append(_weights(pattern[section.row][where][:, where], self.renorm))
 
             point = "hook_pattern_mean" if self.causal else "hook_pattern_mean_unmasked"
             return f"blocks.{layer}.attn.{point}", read
@@ -107,9 +107,8 @@ class SampleStats(Accumulator):
                 flat = finite(flat, batch, batch.held(module, values.shape[:-1])[0], f"layer {layer} of {module}")
                 own = weights.pop(layer, [{}] * len(sections[module]))
                 for section, weight in zip(sections[module], own, strict=True):
-                    found = _reduce(flat, section.positions, self.statistics, weight)
-                    if self.normalise is not None:
-                        found = {name: _minmax(value) for name, value in found.items()}
+                    found = _reduce(flat[section.where], self.statistics, weight)
+                    found = found if self.normalise is None else _minmax(found)
                     self._gathered.append(lambda section=section, found=found: self._add(module, layer, section, found))
 
             return self.layers.hook(model, module, layer, read)
@@ -124,7 +123,7 @@ class SampleStats(Accumulator):
         """Return the statistics so far. Raises ValueError where no example was counted."""
         of = {
             name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
-            for name in ("tokens", "samples", *self.statistics)
+            for name in ("tokens", "samples", "total")
         }
         parameters = {name: value for name, value in self.recipe().items() if name in ("normalise", "renorm", "causal")}
         return Statistics(
@@ -133,7 +132,10 @@ class SampleStats(Accumulator):
             labels=self.labels,
             groups=self.groups,
             widths=self.layers.widths,
-            totals={name: of[name] for name in self.statistics},
+            totals={
+                name: {module: total[place] for module, total in of["total"].items()}
+                for place, name in enumerate(self.statistics)
+            },
             tokens=of["tokens"],
             samples=of["samples"],
             short={module: torch.zeros_like(count) for module, count in of["samples"].items()},
@@ -149,77 +151,87 @@ class SampleStats(Accumulator):
             of_group = members(batch, module, kinds, rows, group)
             for row, label in by_row.items():
                 if len(positions := (of_group & (rows == row)).nonzero()[:, 0]):
-                    found.append(_Section(label, column, positions))
+                    found.append(_Section.of(label, column, positions, row))
         self._gathered.append(lambda: self._count(module, found))
         return found
 
     def _count(self, module: str, sections: "list[_Section]") -> None:
         for section in sections:
-            getattr(self, f"{module}_tokens")[section.label, section.group] += len(section.positions)
+            getattr(self, f"{module}_tokens")[section.label, section.group] += section.count
             getattr(self, f"{module}_samples")[section.label, section.group] += 1
 
-    def _add(self, module: str, layer: int, section: "_Section", found: dict[SampleStatistic, Tensor]) -> None:
-        for name, value in found.items():
-            state = getattr(self, f"{module}_{name}")
-            state[section.label, section.group, layer, : len(value)] += value.to(state.device)
+    def _add(self, module: str, layer: int, section: "_Section", found: Tensor) -> None:
+        state = getattr(self, f"{module}_total")
+        state[:, section.label, section.group, layer, : found.shape[-1]] += found.to(state.device)
 
 
 @dataclass(frozen=True)
 class _Section:
-    """Where in an activation, laid out flat, one example has the positions of a group."""
+    """Where in an activation, laid out flat, one example has the positions of a group: a slice, if they are neighbours."""
 
     label: int
     group: int
-    positions: Tensor
+    where: slice | Tensor
+    count: int
+    row: int
+
+    @classmethod
+    def of(cls, label: int, group: int, positions: Tensor, row: int) -> "_Section":
+        first, last, count = int(positions[0]), int(positions[-1]), len(positions)
+        return cls(label, group, slice(first, last + 1) if last - first == count - 1 else positions, count, row)
+
+    def within(self, length: int) -> slice | Tensor:
+        """Return the same positions counted from the beginning of the row, where every row is of `length`."""
+        start = self.row * length
+        return (
+            slice(self.where.start - start, self.where.stop - start) if isinstance(self.where, slice) else self.where - start
+        )
 
 
 def _reduce(
-    values: Float[Tensor, "any unit"],
-    positions: Int[Tensor, " position"],
+    values: Float[Tensor, "position unit"],
     statistics: Sequence[SampleStatistic],
     weights: Mapping[SampleStatistic, Float[Tensor, " position"]],
-) -> dict[SampleStatistic, Float[Tensor, " unit"]]:
-    """Return each statistic over the `positions`, piece by piece: nothing of their size is kept."""
-    count, width = len(positions), values.shape[-1]
-    positions = positions.to(values.device)
-    summed = {"mean": values.new_full((count,), 1 / count, dtype=torch.float64), **weights}
-    names = [name for name in statistics if name in summed]
-    table = torch.stack([summed[name] for name in names]) if names else values.new_zeros(0, count, dtype=torch.float64)
-    sums = table.new_zeros(len(names), width)
-    active = values.new_zeros(width, dtype=torch.int64)
-    largest = values.new_full((width,), -torch.inf)
-    step = max(1, CHUNK // width)
+) -> Float[Tensor, "statistic unit"]:
+    """Return each statistic over the positions, in float64 and piece by piece: nothing of their size is kept."""
+    count, width = values.shape
+    step = min(count, max(1, CHUNK // width))
+    found = torch.zeros(len(statistics), width, dtype=torch.float64, device=values.device)
+    summed = {"mean": torch.full((count,), 1 / count, dtype=torch.float64, device=values.device), **weights}
+    rows = [row for row, name in enumerate(statistics) if name in summed]
+    table = torch.stack([summed[statistics[row]] for row in rows]) if rows else found[:0]
+    wide = torch.empty(step, width, dtype=torch.float64, device=values.device)
+    above = torch.empty(step, width, device=values.device)
+    for name in statistics:
+        if name == "max":
+            found[statistics.index(name)] = -torch.inf
     for start in range(0, count, step):
-        part = values[positions[start : start + step]]
-        if names:
-            sums += table[:, start : start + step] @ part.double()
-        if "probability" in statistics:
-            active += (part > 0).sum(0)
+        part = values[start : start + step]
+        if rows:
+            found[rows] += table[:, start : start + step] @ wide[: len(part)].copy_(part)
+        if "probability" in statistics:  # whole numbers below 2^24: exact in float32
+            found[statistics.index("probability")] += torch.gt(part, 0, out=above[: len(part)]).sum(0)
         if "max" in statistics:
-            torch.maximum(largest, part.amax(0), out=largest)
-    found: dict[SampleStatistic, Tensor] = dict(zip(names, sums, strict=True))
+            largest = found[statistics.index("max")]
+            torch.maximum(largest, part.amax(0).double(), out=largest)
     if "probability" in statistics:
-        found["probability"] = active.double() / count
-    if "max" in statistics:
-        found["max"] = largest.double()
+        found[statistics.index("probability")] /= count
     return found
 
 
 def _weights(
-    pattern: Float[Tensor, "batch query key"], section: _Section, length: int, renorm: Literal["l1", "softmax"]
+    pattern: Float[Tensor, "query key"], renorm: Literal["l1", "softmax"]
 ) -> dict[SampleStatistic, Float[Tensor, " position"]]:
     """Return by how much each of a section's positions counts: as one that asks (attn_k), as one that is asked (attn_q)."""
-    row, positions = int(section.positions[0]) // length, (section.positions % length).to(pattern.device)
-    block = pattern[row][positions][:, positions]
-    block = block.exp() if renorm == "softmax" else block
-    by_key, by_query = block.sum(0), block.sum(1)
-    asks = block @ torch.where(by_key > 0, 1 / by_key, 0)
-    asked = torch.where(by_query > 0, 1 / by_query, 0) @ block
+    pattern = pattern.exp() if renorm == "softmax" else pattern
+    by_key, by_query = pattern.sum(0), pattern.sum(1)
+    asks = pattern @ torch.where(by_key > 0, 1 / by_key, 0)
+    asked = torch.where(by_query > 0, 1 / by_query, 0) @ pattern
     return {"attn_k": asks.double(), "attn_q": asked.double()}
 
 
-def _minmax(value: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
-    """Return the value scaled to 0..1; all 0 where its entries differ by no more than rounding."""
-    low, high = value.aminmax()
+def _minmax(found: Float[Tensor, "statistic unit"]) -> Float[Tensor, "statistic unit"]:
+    """Return each statistic scaled to 0..1 over units; all 0 where they differ by no more than rounding."""
+    low, high = found.amin(-1, keepdim=True), found.amax(-1, keepdim=True)
     equal = high - low <= EQUAL * torch.maximum(high.abs(), low.abs())
-    return torch.zeros_like(value) if equal else (value - low) / (high - low)
+    return torch.where(equal, 0, (found - low) / torch.where(equal, 1, high - low))

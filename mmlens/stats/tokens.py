@@ -15,7 +15,7 @@ from mmlens.stats.result import Statistics
 
 Statistic = Literal["count", "sum", "max"]
 COUNTED = ("tokens", "samples", "short")
-CHUNK = 1 << 18  # activations that are looked at together, so that they stay in a processor's cache
+CHUNK = 1 << 17  # activations that are looked at together, so that they stay in a processor's cache
 
 
 class TokenStats(Accumulator):
@@ -84,7 +84,7 @@ class TokenStats(Accumulator):
                 found = chosen[module].reduce(flat, self.statistics)
                 self._gathered.append(lambda: self._add(module, layer, chosen[module].labels, found))
 
-            return self.layers.hook(model, module, layer, read)
+            return self.layers.hook(model, module, layer, read, sign_only=self.statistics == ("count",))
 
         return [hook(module, layer) for module, layer in self.layers]
 
@@ -156,12 +156,13 @@ class _Chosen:
             empty = -torch.inf if name == "max" else 0
             found[name] = torch.full((size, width), empty, dtype=torch.float64, device=values.device)
         step = max(1, CHUNK // width)
+        active = torch.empty(min(step, len(values)), width, device=values.device)
         for start in range(0, len(values), step):
             part, mask = values[start : start + step], masks[:, start : start + step]
             if not mask.any():
                 continue
             if "count" in found:  # whole numbers below 2^24: exact in float32
-                found["count"] += mask.float() @ (part > 0).float()
+                found["count"] += mask.float() @ torch.gt(part, 0, out=active[: len(part)])
             if "sum" in found:
                 found["sum"] += mask.double() @ part.double()
             if "max" in found:

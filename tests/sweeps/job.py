@@ -45,7 +45,7 @@ def accumulators(model):
             model.widths,
             labels=LABELS,
             groups=("image", "all"),
-            statistics=("probability", "mean", "max"),
+            statistics=("probability", "mean", "max", "attn_k", "attn_q"),
             normalise="minmax",
         ),
         "top": TopExamples(model.widths, **parts, k=3),

@@ -1,0 +1,170 @@
+"""What a sweep's statistics cost, beside the same forwards with nothing attached, and MINER's scores written plainly.
+
+    python tests/benchmarks/sweeps.py [--threads 1] [--samples 64] [--rounds 4] [--json FILE]
+
+A LLaVA with random weights (8 layers, d_model 512, 8 heads, d_mlp 1376: 25 M weights in the language model; 576 positions
+per image, float32) reads the same examples in turns: nothing attached, then a sweep, `samples / rounds` at a time. "DAPE" is
+the count of active positions of every neuron of language model, tower and projector, by five labels; "MINER" its five
+scores of the language model at image and text positions. "Plainly" is their procedure on transformers' eager attention,
+with products [position, position] x [position, unit] (causal attention as it is there, which is less work than theirs, who
+compute it once more without the mask). Printed are the median of the rounds' ratios of time, their quartiles, and the
+largest difference between what both came to.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
+
+from mmlens import Example, HookedMLLM, SampleStats, TokenStats, sweep
+from mmlens.testing import tiny
+
+SHAPE = dict(image_size=336, patch_size=14, layers=8, d_model=512, d_mlp=1376, heads=8, kv_heads=8)
+LABELS = ("ad", "com", "doc", "med", "rs")
+FIVE = ("probability", "mean", "max", "attn_k", "attn_q")
+GROUPS = ("image", "text")
+
+
+def example(place):
+    random = np.random.default_rng(place)
+    picture = Image.fromarray(random.integers(0, 256, (336, 336, 3), dtype=np.uint8))
+    return Example("the red car " * 8, images=picture, label=LABELS[place % len(LABELS)])
+
+
+def nothing(model, examples, batch_size):
+    """Run the model over the examples, and let it be."""
+    with torch.no_grad():
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size]
+            model(model.to_inputs([one.text for one in batch], images=[one.images for one in batch]))
+
+
+def dape(model, examples, batch_size):
+    counts = TokenStats(
+        model.widths, labels=LABELS, modules=("language", "vision", "projector"), site="gate_act", statistics=("count",)
+    )
+    return sweep(model, examples, {"counts": counts}, batch_size=batch_size, progress=False)["counts"]
+
+
+def miner(model, examples, batch_size, causal=True):
+    scores = SampleStats(
+        model.widths, groups=GROUPS, site="gate_act", statistics=FIVE, normalise="minmax", renorm="softmax", causal=causal
+    )
+    return sweep(model, examples, {"scores": scores}, batch_size=batch_size, progress=False)["scores"]
+
+
+def plainly(eager, model, examples):
+    """Return MINER's scores [score, group, layer, unit], one example at a time, as their text has them (methods.md 4.c)."""
+    layers = eager.model.language_model.layers
+    seen, total = {}, torch.zeros(len(FIVE), len(GROUPS), len(layers), layers[0].mlp.down_proj.in_features)
+    handles = []
+    for layer, block in enumerate(layers):
+        handles += [
+            block.self_attn.register_forward_hook(lambda m, a, out, layer=layer: seen.__setitem__(("s", layer), out[1])),
+            block.mlp.act_fn.register_forward_hook(lambda m, a, out, layer=layer: seen.__setitem__(("a", layer), out)),
+        ]
+    with torch.no_grad():
+        for one in examples:
+            inputs = model.to_inputs(one.text, images=one.images)
+            eager(**inputs.kwargs(), use_cache=False)
+            for layer in range(len(layers)):
+                pattern = seen["s", layer][0].mean(0)
+                for column, group in enumerate(GROUPS):
+                    where = inputs.mask(group)[0]
+                    a, s = seen["a", layer][0][where], pattern[where][:, where]
+                    scores = torch.stack(
+                        [
+                            (a > 0).float().mean(0),
+                            a.mean(0),
+                            a.amax(0),
+                            (torch.softmax(s, 0).T @ a).sum(0),
+                            (torch.softmax(s, 1) @ a).sum(0),
+                        ]
+                    )
+                    low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
+                    total[:, column, layer] += (scores - low) / (high - low)
+    for handle in handles:
+        handle.remove()
+    return total / len(examples)
+
+
+def timed(function):
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+def alternate(rounds, ours, theirs):
+    """Return what both came to in the last round, and the rounds' seconds of each, one after the other."""
+    ours(rounds[0][:2]), theirs(rounds[0][:2])
+    seconds = []
+    for examples in rounds:
+        other, slow = timed(lambda examples=examples: theirs(examples))
+        mine, fast = timed(lambda examples=examples: ours(examples))
+        seconds.append((fast, slow))
+    return mine, other, seconds
+
+
+def main(threads, samples, rounds, batch_size, out):
+    torch.set_num_threads(threads)
+    folder = tiny("llava-clip-llama", tempfile.mkdtemp(), **SHAPE)
+    model = HookedMLLM.from_pretrained(folder, device="cpu")
+    eager = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    size = samples // rounds
+    parts = [[example(place) for place in range(start, start + size)] for start in range(0, size * rounds, size)]
+    machine = f"torch {torch.__version__}, {threads} thread(s), {platform.processor() or platform.machine()}"
+    print(f"{machine}, {size * rounds} samples in {rounds} rounds, batches of {batch_size}\n")
+    print("| ours | beside | beside, s per sample | ours / beside, median | quartiles | largest difference |")
+    print("|---|---|---|---|---|---|")
+    table = []
+    rows = {
+        ("DAPE's counts", "the same forwards"): (
+            lambda x: dape(model, x, batch_size),
+            lambda x: nothing(model, x, batch_size),
+        ),
+        ("MINER's scores", "the same forwards"): (
+            lambda x: miner(model, x, batch_size),
+            lambda x: nothing(model, x, batch_size),
+        ),
+        ("MINER's scores, unmasked", "the same forwards"): (
+            lambda x: miner(model, x, batch_size, causal=False),
+            lambda x: nothing(model, x, batch_size),
+        ),
+        ("MINER's scores, one by one", "MINER's, plainly"): (
+            lambda x: miner(model, x, 1),
+            lambda x: plainly(eager, model, x),
+        ),
+    }
+    for (name, beside), (ours, theirs) in rows.items():
+        mine, other, seconds = alternate(parts, ours, theirs)
+        difference = "-"
+        if other is not None:
+            found = torch.stack([mine.table(score)[0] for score in FIVE]).float()
+            difference = f"{(found - other).abs().max():.0e}"
+            torch.testing.assert_close(found, other, rtol=0, atol=2e-3)
+        ratios = [fast / slow for fast, slow in seconds]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        each = statistics.median(slow for _, slow in seconds) / size
+        print(f"| {name} | {beside} | {each:.3f} | **{median:.3f}** | {low:.3f} to {high:.3f} | {difference} |", flush=True)
+        table.append(dict(ours=name, beside=beside, ratio=median, quartiles=[low, high], seconds=each, machine=machine))
+    if out:
+        Path(out).write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--json", default=None)
+    options = parser.parse_args()
+    main(options.threads, options.samples, options.rounds, options.batch_size, options.json)
