@@ -64,6 +64,10 @@ class Sweep(Result):
         """Return the result of the accumulator of that name."""
         return self.results[name]
 
+    def __repr__(self) -> str:
+        parts = "".join(f"\n  {name}: {result!r}" for name, result in self.results.items())
+        return f"Sweep of {self.examples} examples ({len(self.failures)} left out){parts}"
+
 
 class SweepFailed(RuntimeError):
     """No example could be used."""

@@ -1,10 +1,12 @@
 """Figures show what the results hold: each test reads its numbers back from the figure."""
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from support import picture
 
+import mmlens
 from mmlens import metrics, plot, top_k
 from mmlens.analysis import (
     ablation_curve,
@@ -140,3 +142,22 @@ def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window(inputs):
 @pytest.mark.parametrize(("word", "shown"), [("$x$", r"\$x\$"), (" car", "car"), ("\n", r"\n"), ("abcdefgh", "abcd…")])
 def test_words_are_drawn_as_plain_text(word, shown):
     assert plain(word, 5) == shown or (word == "$x$" and plain(word) == shown)
+
+
+def test_the_strongest_examples_are_shown_with_their_activations_strongest_first(small):
+    examples = [mmlens.Example("a red car", images=picture(place)) for place in range(4)]
+    top = {"top": mmlens.TopExamples(small.widths, k=6, groups=("image", "text"))}
+    found = mmlens.sweep(small, examples, top, progress=False)["top"]
+    neurons = mmlens.Neurons.of([(0, 3), (2, 7)], small.widths)
+    figure = plot.strongest(found, examples, neurons, group="image")
+    assert [axes.get_ylabel() for axes in figure.axes[::6]] == ["L0.u3", "L2.u7"]
+    shown = [axes for axes in figure.axes[:6] if axes.get_visible()]
+    value, place = (part["language"][0, 0, 0, 3, :4].tolist() for part in (found.value, found.place))
+    assert [axes.get_title() for axes in shown] == [f"{one:.2f}" for one in value]
+    assert [axes.get_xlabel() for axes in shown] == [f"example {one}" for one in place]
+    pixels = np.asarray(shown[0].images[0].get_array())
+    np.testing.assert_allclose(pixels, np.asarray(examples[place[0]].images) / 255)
+    with pytest.raises(ValueError, match="groups image, text: say which"):
+        plot.strongest(found, examples, neurons)
+    with pytest.raises(ValueError, match="has none"):
+        plot.strongest(found, [mmlens.Example("a")] * 4, neurons, group="text")

@@ -5,5 +5,6 @@ from mmlens.plot.lens import logit_lens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching
 from mmlens.plot.positions import positions
+from mmlens.plot.strongest import strongest
 
-__all__ = ["ablation_curve", "logit_lens", "neurons", "patching", "positions"]
+__all__ = ["ablation_curve", "logit_lens", "neurons", "patching", "positions", "strongest"]

@@ -33,6 +33,14 @@ class Statistics(Result):
     samples: dict[str, Int[Tensor, "label group"]]
     short: dict[str, Int[Tensor, "label group"]]
 
+    def __repr__(self) -> str:
+        counted = {module: int(count.sum(0).max()) for module, count in self.tokens.items()}
+        positions = ", ".join(f"{module} ({count:,} positions)" for module, count in counted.items())
+        return (
+            f"Statistics by {self.weighting} at {self.site}: {', '.join(self.totals)} of {positions}; "
+            f"labels {', '.join(self.labels)}; groups {', '.join(self.groups)}"
+        )
+
     def table(self, statistic: str, module: str = "language") -> Float[Tensor, "label group layer unit"]:
         """Return a statistic of every neuron of a module, NaN where nothing was counted (and 0 beyond a layer's width).
 

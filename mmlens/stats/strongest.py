@@ -32,6 +32,12 @@ class StrongestExamples(Result):
     place: dict[str, Int[Tensor, "label group layer unit k"]]
     position: dict[str, Int[Tensor, "label group layer unit k"]]
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{module} {list(value.shape)}" for module, value in self.value.items())
+        return (
+            f"StrongestExamples at {self.site}: {shapes}; labels {', '.join(self.labels)}; groups {', '.join(self.groups)}"
+        )
+
 
 class TopExamples(Accumulator):
     """The `k` examples in which each neuron reaches its highest activations, by label and group of positions.
