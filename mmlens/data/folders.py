@@ -32,7 +32,17 @@ def read_tables(folder: Path, split: str, config: str | None = None) -> datasets
         if isinstance(saved, datasets.DatasetDict) and split not in saved:
             raise ValueError(f"{folder} has the splits {', '.join(map(str, saved))}, and no {split!r}: choose one by split=")
         return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-    files = _choose(folder, split, config)
+    return _read(_choose(folder, split, config))
+
+
+def read_file(path: Path) -> datasets.Dataset:
+    """Return the rows of one Parquet, JSON, CSV or Arrow file. Raises ValueError for a file of another kind."""
+    if path.suffix not in _READERS:
+        raise ValueError(f"a table is a file of {', '.join(_READERS)}, got {path.name}: convert it, or give a folder")
+    return _read([path])
+
+
+def _read(files: list[Path]) -> datasets.Dataset:
     kind = _READERS[files[0].suffix]
     options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}  # "None" and "NA" are answers, not gaps
     rows = datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train", **options)

@@ -1,41 +1,19 @@
-"""The `mmlens` command. Nothing heavy is imported before a command runs, so that help is there at once."""
+"""Commands that look into one model: a tour of it, and its checks."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from mmlens.cli.application import app
+from mmlens.cli.loading import Device, DeviceMap, Dtype, Model, load
+from mmlens.cli.stopping import first_line, quiet, stop, writable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mmlens.model import HookedMLLM
-
-SMALL = 30_000_000  # weights: below this, threads only wait for each other
-
-app = typer.Typer(
-    name="mmlens",
-    help="Look into models that also see: TransformerLens for multimodal language models.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-)
-
-
-def _version(asked: bool) -> bool:
-    if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"mmlens {version('mmlens')}")
-        raise typer.Exit
-    return asked
-
-
-@app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
-) -> None:
-    """Look into models that also see: TransformerLens for multimodal language models."""
+Layers = Annotated[str | None, typer.Option(help="0,5,11 or all (default: the first, the middle and the last).")]
 
 
 @app.command()
@@ -52,29 +30,22 @@ def tour(
     Writes one offline page, and every result beside it. Less than a minute for the models that ship with mmlens.
     """
     if question is not None and not question.strip():
-        _stop("--question is empty: ask something, or leave it out for the default question")
+        stop("--question is empty: ask something, or leave it out for the default question")
     if word is not None and not word.strip():
-        _stop("--word is empty: name a word of the answer, or leave it out")
-    _writable(out)
+        stop("--word is empty: name a word of the answer, or leave it out")
+    writable(out)
     picture = None if image is None else _open(image)
-    loaded = _load(model)
+    loaded = load(model)
     from mmlens.tour import tour as run
 
     command = " ".join(["mmlens", *sys.argv[1:]])
     try:
         found = run(loaded, out, image=picture, question=question, word=word, seed=seed, progress=None, command=command)
     except (ValueError, OSError) as error:
-        _stop(str(error))
+        stop(str(error))
     typer.echo(found.sentence)
     typer.echo(found.beside)
     typer.echo(str(found.path))
-
-
-Model = Annotated[str, typer.Argument(help="pictoworld, pictoworld-frozen, a model folder, or a hub id.")]
-Device = Annotated[str | None, typer.Option(help="Where it computes: cpu, cuda:0, ... (default: the GPU, if there is one).")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: as stored).")]
-DeviceMap = Annotated[str | None, typer.Option(help="auto: spread over the devices there are. Not with --device.")]
-Layers = Annotated[str | None, typer.Option(help="0,5,11 or all (default: the first, the middle and the last).")]
 
 
 @app.command()
@@ -93,15 +64,15 @@ def doctor(
     """
     chosen = _layers(layers)
     if json is not None:
-        _writable(json.parent, "--json")
-    loaded = _load(model, device=device, dtype=dtype, device_map=device_map)
+        writable(json.parent, "--json")
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     from mmlens.doctor import doctor as run
     from mmlens.doctor import does_less
 
     try:
         found = run(loaded, layers=chosen, progress=sys.stderr.isatty())
     except (ValueError, IndexError) as error:
-        _stop(str(error))
+        stop(str(error))
     lines = [("", "point", "promised", "measured", "change")]
     for point, promised, measured, change in found.table(every=every):
         lines.append(("!" if does_less(measured, promised) else "", point, promised, measured, change))
@@ -113,7 +84,7 @@ def doctor(
     failed = len(found.failures)
     typer.echo(f"{len(found.names)} points, {len(found.names) - failed} as promised or better, {failed} failed")
     if failed:
-        _stop(f"{failed} promised point(s) do nothing: {', '.join(found.failures[:4])}")
+        stop(f"{failed} promised point(s) do nothing: {', '.join(found.failures[:4])}")
 
 
 @app.command()
@@ -131,9 +102,9 @@ def verify(
     """
     chosen = _layers(layers)
     if out is not None:
-        _writable(out.parent)
+        writable(out.parent)
     options = {"device": device, "dtype": dtype, "device_map": device_map}
-    _quiet()
+    quiet()
     from mmlens.verify import verify as run
 
     try:
@@ -141,7 +112,7 @@ def verify(
             model, layers=chosen, progress=sys.stderr.isatty(), **{k: v for k, v in options.items() if v is not None}
         )
     except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
-        _stop(f"cannot verify the model {model!r}: {_first_line(error)}")
+        stop(f"cannot verify the model {model!r}: {first_line(error)}")
     for line in found.lines:
         mark = {True: "pass", False: "FAIL", None: "-"}[line["passed"]]
         error = "" if line["error"] is None or not line["tolerance"] else f"{line['error']:.1e} <= {line['tolerance']:.0e}"
@@ -153,7 +124,7 @@ def verify(
     counts = [sum(line["passed"] is kind for line in found.lines) for kind in (True, False, None)]
     typer.echo(f"{counts[0]} passed, {counts[1]} failed, {counts[2]} skipped ({found.dtype} on {found.device})")
     if not found.passed:
-        _stop(f"{counts[1]} check(s) failed")
+        stop(f"{counts[1]} check(s) failed")
 
 
 def _layers(text: str | None) -> "list[int] | Literal['all'] | None":
@@ -163,26 +134,7 @@ def _layers(text: str | None) -> "list[int] | Literal['all'] | None":
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        _stop(f"--layers is numbers such as 0,5,11, or all; got {text!r}")
-
-
-def _stop(message: str) -> NoReturn:
-    """Print one line on stderr and leave with status 1."""
-    typer.echo("mmlens: " + " ".join(message.split()), err=True)
-    raise typer.Exit(1)
-
-
-def _writable(out: Path, option: str = "--out") -> None:
-    """Make the folder, or stop."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".mmlens-writable"
-        probe.touch()
-        probe.unlink()
-    except (FileExistsError, NotADirectoryError):
-        _stop(f"{option} is a folder to write into, {out} is (or lies under) a file: name another")
-    except OSError as error:
-        _stop(f"{option} must be writable, {out} is not ({error.strerror}): name another folder")
+        stop(f"--layers is numbers such as 0,5,11, or all; got {text!r}")
 
 
 def _open(path: Path) -> "Image.Image":
@@ -192,42 +144,4 @@ def _open(path: Path) -> "Image.Image":
     try:
         return read_image(path)
     except (ValueError, OSError) as error:
-        _stop(str(error))
-
-
-def _quiet() -> None:
-    """Let no library say anything by itself: what goes wrong is said once, by us."""
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity(50)  # CRITICAL
-    logging.disable_progress_bar()
-    logging.set_verbosity(50)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _load(name: str, **options: Any) -> "HookedMLLM":
-    """Return the model, or stop with the first line of what went wrong, whatever library said it."""
-    _quiet()
-    import torch
-
-    from mmlens.model import HookedMLLM
-
-    try:
-        model = HookedMLLM.from_pretrained(name, **{key: value for key, value in options.items() if value is not None})
-    except Exception as error:  # a model folder can be wrong in as many ways as there are libraries that read it
-        _stop(f"cannot load the model {name!r}: {_first_line(error)}")
-    if sum(weight.numel() for weight in model.hf_model.parameters()) < SMALL:
-        torch.set_num_threads(1)
-    return model
-
-
-if __name__ == "__main__":
-    app()
+        stop(str(error))
