@@ -10,7 +10,7 @@ import typer
 from mmlens.cli.stopping import stop
 
 
-def read_config(context: typer.Context, path: Path | None) -> Path | None:
+def read_config(context: Any, path: Path | None) -> Path | None:
     """Make what the file says the defaults of the command that is being read, or stop."""
     if path is not None:
         flags = _flags(context)
@@ -34,7 +34,7 @@ Config = Annotated[
 ]
 
 
-def _flags(context: typer.Context) -> dict[str, tuple[Any, bool]]:
+def _flags(context: Any) -> dict[str, tuple[Any, bool]]:
     """Return the parameters that a file may give, by name, and whether the name turns a switch off."""
     found: dict[str, tuple[Any, bool]] = {}
     for parameter in context.command.params:

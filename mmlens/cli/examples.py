@@ -1,8 +1,10 @@
 """The examples that commands run over: benchmarks, tables of one's own, and scenes of Pictoworld."""
 
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -55,7 +57,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Together(Sequence["Example"]):
+class Together:
     """Data sets one after the other. Where there are several, or labels, what has no label is labelled by its data set."""
 
     parts: tuple[Part, ...]
@@ -63,7 +65,7 @@ class Together(Sequence["Example"]):
     def __len__(self) -> int:
         return sum(len(part.rows) for part in self.parts)
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, place: int) -> "Example":
         """Return one example, read now."""
         ends = list(accumulate(len(part.rows) for part in self.parts))
         if not 0 <= place < len(self):
@@ -129,6 +131,7 @@ def _scenes(n: int) -> Part:
 def _benchmark(name: str, n: int | None, split: str | None, folder: str | None) -> Part:
     from mmlens.data import Examples, load
 
+    _quiet_datasets()
     rows = load(name, n=n, split=split, folder=folder)
     assert isinstance(rows, Examples)
     if name == "pope" and "category" in rows.rows.column_names:  # the one benchmark whose rows have labels of their own
@@ -181,12 +184,23 @@ def _dataset(path: Path, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise ImportError("this table is read by `datasets`, an extra: pip install 'mmlens[data]'") from error
+    _quiet_datasets()
     from mmlens.data.folders import read_file, read_tables
 
     rows: Any = read_tables(path, split) if path.is_dir() else read_file(path)
     if isinstance(rows.features.get("audio"), datasets.Audio):
         rows = rows.cast_column("audio", datasets.Audio(decode=False))
     return rows
+
+
+def _quiet_datasets() -> None:
+    """Let `datasets`, if it is there, show its progress on a terminal, and say nothing else."""
+    with suppress(ImportError):
+        import datasets
+
+        datasets.logging.set_verbosity(50)  # CRITICAL
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
 
 
 def _beside(folder: Path, cell: Any) -> Any:

@@ -26,7 +26,7 @@ from mmlens.cli.sweeping import (
 )
 
 if TYPE_CHECKING:
-    from mmlens.stats import SampleStats, Statistics, TokenStats
+    from mmlens.stats import Statistics
 
 HEAD = ("label", "group", "module", "examples", "positions", "neurons ever active", "mean activity")
 
@@ -43,9 +43,7 @@ def stats(
     ] = "all",
     modules: Annotated[str, typer.Option(help="Whose neurons: language, vision, projector, ...")] = "language",
     site: Annotated[Literal["pre", "gate_act", "post"], typer.Option(help="Where in the MLP.")] = "post",
-    by: Annotated[
-        Literal["tokens", "samples"], typer.Option(help="What counts once: a position, or an example.")
-    ] = "tokens",
+    by: Annotated[Literal["tokens", "samples"], typer.Option(help="What counts once: positions or examples.")] = "tokens",
     attn: Annotated[bool, typer.Option("--attn", help="By samples: weighted by attention too.")] = False,
     budget: Annotated[
         int | None, typer.Option(min=1, help="By tokens: just so many positions of each example and group.")
@@ -76,7 +74,7 @@ def stats(
     check_files(out, checkpoint, resume=resume)
     examples = read_examples(data, n=n, split=split, folders=folder or [])
     loaded = load(model, device=device, dtype=dtype, device_map=device_map)
-    from mmlens.stats import SampleStats, TokenStats
+    from mmlens.stats import Accumulator, SampleStats, TokenStats
     from mmlens.stats.samples import ALL
     from mmlens.sweeps import sweep
 
@@ -84,7 +82,7 @@ def stats(
         of = {"groups": names(groups), "modules": names(modules), "site": site}
         if examples.labels:
             of["labels"] = examples.labels
-        accumulator: TokenStats | SampleStats
+        accumulator: Accumulator
         if by == "tokens":
             accumulator = TokenStats(loaded.widths, budget=budget, **of)
         else:
