@@ -271,10 +271,21 @@ def test_help_lists_every_flag():
 
 @pytest.mark.slow
 def test_under_torchrun_one_process_prints_and_writes(here, small_folder):
-    command = ["-m", "mmlens.cli", "stats", str(small_folder), "data/six.jsonl", "--batch-size", "2", "--out"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    together = subprocess.run([*launch, *command, "together"], capture_output=True, text=True, check=True)
-    alone = subprocess.run([sys.executable, *command, "alone"], capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mmlens.cli",
+        "stats",
+        str(small_folder),
+        "data/six.jsonl",
+        "--batch-size",
+        "2",
+        "--n",
+        "5",
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python", "--"]
+    together = subprocess.run([*launch, *command, "--out", "together"], capture_output=True, text=True, check=True)
+    alone = subprocess.run([*command, "--out", "alone"], capture_output=True, text=True, check=True)
     assert together.stdout.replace("together", "alone") == alone.stdout
     one, other = Sweep.load("alone")["tokens"], Sweep.load("together")["tokens"]
     for name in ("count", "max"):

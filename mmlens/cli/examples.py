@@ -29,7 +29,7 @@ Data = Annotated[
     ),
 ]
 Number = Annotated[
-    int | None, typer.Option("--n", min=1, help=f"The first so many of each (default: all; of pictoworld {SCENES}).")
+    int | None, typer.Option("--n", "-n", min=1, help=f"The first so many of each (default: all; of pictoworld {SCENES}).")
 ]
 Split = Annotated[str | None, typer.Option(help="train, test, ... (default: the benchmark's own; of a folder, test).")]
 Folder = Annotated[

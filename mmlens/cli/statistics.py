@@ -65,7 +65,7 @@ def stats(
 
     In Python, mmlens.Sweep.load(FILE)["tokens"] (or ["samples"]) is what came out.
 
-    Under torchrun or accelerate launch, the processes share the examples.
+    Several processes share the examples: torchrun --nproc_per_node=2 --no-python -- mmlens stats ...
     """
     if attn and by == "tokens":
         stop("attention weighs positions within an example: give --attn with --by samples")
