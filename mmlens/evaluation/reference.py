@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mmlens.evaluation.ablation import Ablation, digest
 from mmlens.hooks import Hook, Site
@@ -94,18 +94,12 @@ class SamplePositions(Accumulator):
         """Keep the lowest numbers of both. Raises ValueError where the other was made with other parameters."""
         if not isinstance(incoming_state, SamplePositions) or incoming_state.recipe() != self.recipe():
             raise ValueError("samples add up with those of equal parameters: make both alike")
-        self._merge(incoming_state.metric_state)
+        self._merge(incoming_state.states)
 
     def reduce(self, group: Any = None) -> None:
         """Keep the lowest numbers of all processes, in every one of them: one process after the other shows what it has."""
-        states: dict[str, Any] = dict(self.metric_state)
-        mine = {name: state.clone() for name, state in states.items()}
-        for rank in range(distributed.get_world_size(group)):
-            theirs = {name: state.clone() for name, state in mine.items()}
-            for state in theirs.values():
-                distributed.broadcast(state, rank, group)
-            if rank != distributed.get_rank(group):
-                self._merge(theirs)
+        for theirs in self.others(group):
+            self._merge(theirs)
 
     def result(self, model: Hooked) -> PositionSample:
         """Return the sample so far: of every module as many rows. Raises ValueError where there was no such position."""

@@ -105,7 +105,12 @@ class Accumulator(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the states, for torchmetrics' own tools: what they come to is `result(model)`."""
-        return dict(self.metric_state)
+        return self.states
+
+    @property
+    def states(self) -> dict[str, Tensor]:
+        """What was added up so far, by name."""
+        return {name: state for name, state in self.metric_state.items() if isinstance(state, Tensor)}
 
     def result(self, model: Hooked) -> Result:
         """Return the result so far. Raises ValueError where no example was shown."""
@@ -122,11 +127,11 @@ class Accumulator(Metric):
 
     def saved(self) -> dict[str, Any]:
         """Return the states, as a checkpoint holds them."""
-        return dict(self.metric_state)
+        return dict(self.states)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `saved` returned. Raises ValueError where states are missing or of another shape or dtype."""
-        for name, mine in self.metric_state.items():
+        for name, mine in self.states.items():
             theirs = saved.get(name)
             if not isinstance(theirs, Tensor) or theirs.shape != mine.shape or theirs.dtype != mine.dtype:
                 got = f"{theirs.dtype} {list(theirs.shape)}" if isinstance(theirs, Tensor) else "nothing"
@@ -137,9 +142,19 @@ class Accumulator(Metric):
 
     def reduce(self, group: Any = None) -> None:
         """Add up the states of all processes, in place and in every one of them, by `torch.distributed.all_reduce`."""
-        for name, state in self.metric_state.items():
+        for name, state in self.states.items():
             total = self._reductions[name] is dim_zero_sum
             distributed.all_reduce(state, distributed.ReduceOp.SUM if total else distributed.ReduceOp.MAX, group)
+
+    def others(self, group: Any = None) -> Iterator[dict[str, Tensor]]:
+        """Yield the states of every other process, one process after the other: for those that do not just add up."""
+        mine = {name: state.clone() for name, state in self.states.items()}
+        for rank in range(distributed.get_world_size(group)):
+            theirs = {name: state.clone() for name, state in mine.items()}
+            for state in theirs.values():
+                distributed.broadcast(state, rank, group)
+            if rank != distributed.get_rank(group):
+                yield theirs
 
     @property
     def examples(self) -> int:
@@ -174,6 +189,39 @@ class Accumulator(Metric):
         if not self.examples:
             raise ValueError("statistics are of examples, and none was counted yet: run a sweep first")
         return (f"{self.examples} examples, sum of digests {int(self.shown[1]) % 2**64:016x}",)  # pyright: ignore
+
+
+class OfNeurons(Accumulator):
+    """What accumulators have that are of every neuron of some modules, by the examples' labels and groups of positions."""
+
+    def __init__(
+        self,
+        widths: Mapping[str, tuple[int, ...]],
+        *,
+        labels: Sequence[str],
+        groups: Sequence[str],
+        modules: Sequence[str],
+        site: Site,
+    ) -> None:
+        super().__init__()
+        self.layers = Layers.of(widths, modules, site)
+        self.labels, self.groups = tuple(labels), check_groups(groups)
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"labels are named once each, at least one; got {list(labels)}")
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the parameters, as a checkpoint compares them."""
+        return {
+            "is": type(self).__name__,
+            "widths": {module: list(widths) for module, widths in self.layers.widths.items()},
+            "site": self.layers.site,
+            "labels": list(self.labels),
+            "groups": list(self.groups),
+        }
+
+    def by_module(self, name: str) -> dict[str, Tensor]:
+        """Return a copy of one state of every module."""
+        return {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
 
 
 @dataclass(frozen=True)

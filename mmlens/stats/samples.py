@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlens.hooks import Hook, Site
 from mmlens.results import Provenance
-from mmlens.stats.accumulator import EVERYTHING, Accumulator, Batch, Hooked, Layers, check_groups, finite, members
+from mmlens.stats.accumulator import EVERYTHING, Batch, Hooked, OfNeurons, finite, members
 from mmlens.stats.result import Statistics
 from mmlens.stats.tokens import CHUNK
 
@@ -19,7 +19,7 @@ EQUAL = 1e-12  # float64 sums that are equal but for rounding
 ALL: tuple[SampleStatistic, ...] = ("probability", "mean", "max", "attn_k", "attn_q")
 
 
-class SampleStats(Accumulator):
+class SampleStats(OfNeurons):
     """The mean over examples of each example's own statistics of every neuron, by label and group of positions.
 
     Of the T positions of a group in one example, with activations A [T, unit] and S [T, T] the head-averaged attention
@@ -47,10 +47,9 @@ class SampleStats(Accumulator):
         renorm: Literal["l1", "softmax"] = "l1",
         causal: bool = True,
     ) -> None:
-        super().__init__()
-        self.layers = Layers.of(widths, modules, site)
-        self.labels, self.groups, self.statistics = tuple(labels), check_groups(groups), tuple(statistics)
-        self.normalise, self.renorm, self.causal = normalise, renorm, causal
+        super().__init__(widths, labels=labels, groups=groups, modules=modules, site=site)
+        self.statistics, self.normalise, self.causal = tuple(statistics), normalise, causal
+        self.renorm: Literal["l1", "softmax"] = renorm
         if not statistics or not set(statistics) <= set(ALL):
             raise ValueError(f"statistics are {', '.join(ALL)}, got {list(statistics)}: name at least one of these")
         self.attends = any(name.startswith("attn") for name in statistics)
@@ -67,17 +66,8 @@ class SampleStats(Accumulator):
 
     def recipe(self) -> dict[str, Any]:
         """Return the parameters, as a checkpoint compares them."""
-        return {
-            "is": type(self).__name__,
-            "widths": {module: list(widths) for module, widths in self.layers.widths.items()},
-            "site": self.layers.site,
-            "labels": list(self.labels),
-            "groups": list(self.groups),
-            "statistics": list(self.statistics),
-            "normalise": self.normalise,
-            "renorm": self.renorm,
-            "causal": self.causal,
-        }
+        own = {"normalise": self.normalise, "renorm": self.renorm, "causal": self.causal}
+        return {**super().recipe(), "statistics": list(self.statistics), **own}
 
     def hooks(self, model: Hooked, batch: Batch) -> list[Hook]:
         """Return the hooks that read every layer's neurons, and its attention where a statistic is weighted by it."""
@@ -121,10 +111,7 @@ class SampleStats(Accumulator):
 
     def result(self, model: Hooked) -> Statistics:
         """Return the statistics so far. Raises ValueError where no example was counted."""
-        of = {
-            name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
-            for name in ("tokens", "samples", "total")
-        }
+        samples, totals = self.by_module("samples"), self.by_module("total")
         parameters = {name: value for name, value in self.recipe().items() if name in ("normalise", "renorm", "causal")}
         return Statistics(
             weighting="samples",
@@ -133,12 +120,12 @@ class SampleStats(Accumulator):
             groups=self.groups,
             widths=self.layers.widths,
             totals={
-                name: {module: total[place] for module, total in of["total"].items()}
+                name: {module: total[place] for module, total in totals.items()}
                 for place, name in enumerate(self.statistics)
             },
-            tokens=of["tokens"],
-            samples=of["samples"],
-            short={module: torch.zeros_like(count) for module, count in of["samples"].items()},
+            tokens=self.by_module("tokens"),
+            samples=samples,
+            short={module: torch.zeros_like(count) for module, count in samples.items()},
             provenance=Provenance.record(model, self.inputs, analysis="SampleStats", **parameters),
         )
 

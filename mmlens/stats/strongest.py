@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mmlens.hooks import Hook, Site
 from mmlens.results import Provenance, Result
-from mmlens.stats.accumulator import EVERYTHING, Accumulator, Batch, Hooked, Layers, check_groups, finite, members
+from mmlens.stats.accumulator import EVERYTHING, Batch, Hooked, OfNeurons, finite, members
 
 PARTS = ("value", "place", "position")
 NOBODY = torch.iinfo(torch.int64).max
@@ -39,7 +39,7 @@ class StrongestExamples(Result):
         )
 
 
-class TopExamples(Accumulator):
+class TopExamples(OfNeurons):
     """The `k` examples in which each neuron reaches its highest activations, by label and group of positions.
 
     An example counts once, by its highest activation in the group; of equal ones the earlier example comes first, so that
@@ -56,11 +56,10 @@ class TopExamples(Accumulator):
         modules: Sequence[str] = ("language",),
         site: Site = "post",
     ) -> None:
-        super().__init__()
+        super().__init__(widths, labels=labels, groups=groups, modules=modules, site=site)
         if k < 1:
             raise ValueError(f"k is a number of examples, 1 or more, got {k}")
-        self.layers, self.k = Layers.of(widths, modules, site), k
-        self.labels, self.groups = tuple(labels), check_groups(groups)
+        self.k = k
         for module in self.layers.widths:
             shape = (len(self.labels), len(self.groups), *self.layers.shape(module), k)
             self._state(f"{module}_value", shape, torch.float64, empty=-torch.inf, keep="max")
@@ -69,14 +68,7 @@ class TopExamples(Accumulator):
 
     def recipe(self) -> dict[str, Any]:
         """Return the parameters, as a checkpoint compares them."""
-        return {
-            "is": type(self).__name__,
-            "widths": {module: list(widths) for module, widths in self.layers.widths.items()},
-            "site": self.layers.site,
-            "labels": list(self.labels),
-            "groups": list(self.groups),
-            "k": self.k,
-        }
+        return {**super().recipe(), "k": self.k}
 
     def hooks(self, model: Hooked, batch: Batch) -> list[Hook]:
         """Return the hooks that read every layer once."""
@@ -108,29 +100,25 @@ class TopExamples(Accumulator):
         """Keep the strongest of both. Raises ValueError where the other was made with other parameters."""
         if not isinstance(incoming_state, TopExamples) or incoming_state.recipe() != self.recipe():
             raise ValueError("strongest examples add up with those of equal parameters: make both alike")
-        self._merge(dict(incoming_state.metric_state))
+        self._merge(incoming_state.states)
 
     def reduce(self, group: Any = None) -> None:
         """Keep the strongest of all processes, in every one of them: one process after the other shows what it has."""
-        mine = {name: state.clone() for name, state in self.metric_state.items()}
-        for rank in range(distributed.get_world_size(group)):
-            theirs = {name: state.clone() for name, state in mine.items()}
-            for state in theirs.values():
-                distributed.broadcast(state, rank, group)
-            if rank != distributed.get_rank(group):
-                self._merge(theirs)
+        for theirs in self.others(group):
+            self._merge(theirs)
 
     def result(self, model: Hooked) -> StrongestExamples:
         """Return the strongest examples so far. Raises ValueError where no example was counted."""
-        of = {name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths} for name in PARTS}
-        for name in ("place", "position"):
-            for state in of[name].values():
-                state[state == NOBODY] = -1
+        place, position = self.by_module("place"), self.by_module("position")
+        for state in (*place.values(), *position.values()):
+            state[state == NOBODY] = -1
         return StrongestExamples(
             site=self.layers.site,
             labels=self.labels,
             groups=self.groups,
-            **of,
+            value=self.by_module("value"),
+            place=place,
+            position=position,
             provenance=Provenance.record(model, self.inputs, analysis="TopExamples", k=self.k),
         )
 
@@ -141,24 +129,22 @@ class TopExamples(Accumulator):
         better = (value > worst) | ((value == worst) & (place < last))
         if better.any():
             new = [value[better, None], torch.full((int(better.sum()), 1), place), position[better, None]]
-            for state, best in zip(
-                kept,
-                _strongest(*[torch.cat([k[better], n], -1) for k, n in zip(kept, new, strict=True)], self.k),
-                strict=True,
-            ):
-                state[better] = best
+            both = [torch.cat([part[better], own], -1) for part, own in zip(kept, new, strict=True)]
+            for part, best in zip(kept, _strongest(both, self.k), strict=True):
+                part[better] = best
 
     def _merge(self, theirs: Mapping[str, Tensor]) -> None:
         self.shown += theirs["shown"]
         for module in self.layers.widths:
             names = [f"{module}_{name}" for name in PARTS]
             both = [torch.cat([getattr(self, name), theirs[name]], -1) for name in names]
-            for name, best in zip(names, _strongest(*both, self.k), strict=True):
+            for name, best in zip(names, _strongest(both, self.k), strict=True):
                 setattr(self, name, best)
 
 
-def _strongest(value: Tensor, place: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the `k` highest along the last axis, highest first; of equal ones the earlier example."""
+def _strongest(parts: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Return of value, place and position the `k` highest values' along the last axis; of equal ones the earlier place's."""
+    value, place, _ = parts
     by_place = place.argsort(dim=-1, stable=True)
     order = by_place.gather(-1, value.gather(-1, by_place).argsort(dim=-1, descending=True, stable=True))[..., :k]
-    return value.gather(-1, order), place.gather(-1, order), position.gather(-1, order)
+    return [part.gather(-1, order) for part in parts]

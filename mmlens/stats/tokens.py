@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlens.hooks import Hook, Site
 from mmlens.results import Provenance
-from mmlens.stats.accumulator import EVERYTHING, Accumulator, Batch, Hooked, Layers, check_groups, finite, members
+from mmlens.stats.accumulator import EVERYTHING, Batch, Hooked, OfNeurons, finite, members
 from mmlens.stats.result import Statistics
 
 Statistic = Literal["count", "sum", "max"]
@@ -18,7 +18,7 @@ COUNTED = ("tokens", "samples", "short")
 CHUNK = 1 << 17  # activations that are looked at together, so that they stay in a processor's cache
 
 
-class TokenStats(Accumulator):
+class TokenStats(OfNeurons):
     """Counts, sums and maxima of every neuron's activation over all positions, by label and group of positions.
 
     `count` is the number of positions where the neuron is above 0, `sum` (float64) and `max` are of its values at `site`;
@@ -43,9 +43,7 @@ class TokenStats(Accumulator):
         statistics: Sequence[Statistic] = ("count", "sum", "max"),
         budget: int | Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__()
-        self.layers = Layers.of(widths, modules, site)
-        self.labels, self.groups = tuple(labels), check_groups(groups)
+        super().__init__(widths, labels=labels, groups=groups, modules=modules, site=site)
         self.statistics, self.budget = tuple(statistics), _budget(budget, self.labels)
         if not statistics or not set(statistics) <= {"count", "sum", "max"}:
             raise ValueError(f"statistics are count, sum and max, got {list(statistics)}: name at least one of these")
@@ -60,15 +58,7 @@ class TokenStats(Accumulator):
 
     def recipe(self) -> dict[str, Any]:
         """Return the parameters, as a checkpoint compares them."""
-        return {
-            "is": type(self).__name__,
-            "widths": {module: list(widths) for module, widths in self.layers.widths.items()},
-            "site": self.layers.site,
-            "labels": list(self.labels),
-            "groups": list(self.groups),
-            "statistics": list(self.statistics),
-            "budget": self.budget,
-        }
+        return {**super().recipe(), "statistics": list(self.statistics), "budget": self.budget}
 
     def hooks(self, model: Hooked, batch: Batch) -> list[Hook]:
         """Return the hooks that read every layer once."""
@@ -90,20 +80,16 @@ class TokenStats(Accumulator):
 
     def result(self, model: Hooked) -> Statistics:
         """Return the statistics so far. Raises ValueError where no example was counted."""
-        of = {
-            name: {module: getattr(self, f"{module}_{name}").clone() for module in self.layers.widths}
-            for name in (*COUNTED, *self.statistics)
-        }
         return Statistics(
             weighting="tokens",
             site=self.layers.site,
             labels=self.labels,
             groups=self.groups,
             widths=self.layers.widths,
-            totals={name: of[name] for name in self.statistics},
-            tokens=of["tokens"],
-            samples=of["samples"],
-            short=of["short"],
+            totals={name: self.by_module(name) for name in self.statistics},
+            tokens=self.by_module("tokens"),
+            samples=self.by_module("samples"),
+            short=self.by_module("short"),
             provenance=Provenance.record(model, self.inputs, analysis="TokenStats", budget=str(self.budget)),
         )
 
