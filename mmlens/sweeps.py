@@ -1,21 +1,19 @@
 """A data set through a model into accumulators: with progress, resumable, on as many processes as there are."""
 
-import hashlib
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from mmlens.data import Example
+from mmlens.data.places import Indexed, Item, batches, fingerprint
 from mmlens.inputs import Inputs
 from mmlens.liveness import InertHook, UnknownHook
 from mmlens.model import HookedMLLM
@@ -24,20 +22,6 @@ from mmlens.results import Provenance, Result, Storable, with_suffix
 from mmlens.stats import Accumulator, Batch
 
 GIVE_UP = 16  # where the first so many examples fail, it is not the examples
-Item = tuple[int, Callable[[], Any]]  # an example's place in the data set, and what reads it
-
-
-@runtime_checkable
-class Indexed(Protocol):
-    """Examples by their place: a list, a `datasets.Dataset`, a torch Dataset that has a length."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
-
-    def __getitem__(self, place: int) -> Any:
-        """Return one."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +116,7 @@ def sweep(
         bar = tqdm(desc="sweep", unit=" examples", total=total, initial=run.seen, disable=not (progress and team.first))
         try:
             with bar:
-                for batch in _batches(examples, batch_size, run.seen, run.marks):
+                for batch in batches(examples, batch_size, run.seen, run.marks):
                     run.take(batch)
                     if run.seen % stride == 0 and path is not None:
                         run.meet()
@@ -260,8 +244,8 @@ class _Run:
 
     def mark(self) -> dict[str, str]:
         """Return what the first and the last example that were seen look like, by their places."""
-        first = dict(list(self.marks.items())[:1]) or {str(item[0]): _fingerprint(item) for item in self.ends[:1]}
-        self.marks = {**first, **{str(item[0]): _fingerprint(item) for item in self.ends[1:]}}
+        first = dict(list(self.marks.items())[:1]) or {str(item[0]): fingerprint(item) for item in self.ends[:1]}
+        self.marks = {**first, **{str(item[0]): fingerprint(item) for item in self.ends[1:]}}
         return self.marks
 
     def write(self, path: Path) -> None:
@@ -347,55 +331,6 @@ def encoded(
         of_kind = [getattr(example, kind) for example in examples]
         media[kind] = of_kind if any(one is not None for one in of_kind) else None
     return model.to_inputs([example.text for example in examples], **media, chat=chat, answer=answer)
-
-
-def _batches(examples: Iterable[Any] | Indexed, size: int, seen: int, marks: Mapping[str, str]) -> Iterator[list[Item]]:
-    """Yield what is left of the examples behind the first `seen`, by `size`. Raises ValueError where `marks` are not met."""
-    left = items(examples, seen, marks)
-    while batch := list(itertools.islice(left, size)):
-        if seen % size:
-            raise ValueError(
-                f"the sweep of the checkpoint was over, with {seen} examples, and now there are more: name another file for "
-                "the rest, and merge the results"
-            )
-        yield batch
-
-
-def items(examples: Iterable[Any] | Indexed, seen: int, marks: Mapping[str, str]) -> Iterator[Item]:
-    """Yield the examples behind the first `seen`. Raises ValueError where those at the places in `marks` look different."""
-    everything: Iterable[Item]
-    if isinstance(examples, Indexed):
-        known = [int(place) for place in marks if int(place) < len(examples)]
-        everything = ((place, partial(examples.__getitem__, place)) for place in [*known, *range(seen, len(examples))])
-    else:
-        everything = ((place, partial(_itself, example)) for place, example in enumerate(examples))
-    met = 0
-    for place, get in everything:
-        if place >= seen:
-            yield place, get
-        elif str(place) in marks:
-            met += 1
-            if _fingerprint((place, get)) != marks[str(place)]:
-                raise ValueError(
-                    f"the checkpoint is of other examples: number {place} is not the one that it was. Give the same ones in "
-                    "the same order, or name another file"
-                )
-    if met < len(marks):
-        raise ValueError(f"the checkpoint is of {seen} examples, and now there are fewer: name another file")
-
-
-def _itself(example: Any) -> Any:
-    return example
-
-
-def _fingerprint(item: Item) -> str:
-    """Return a hash of an example's text, answers, label and id; its media are not read."""
-    try:
-        example = Example.of(item[1](), item[0])
-    except Exception:
-        return "unreadable"
-    told = repr((example.text, example.answers, example.label, example.id))
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _said(error: Exception) -> str:

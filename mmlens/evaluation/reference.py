@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmlens.data.places import Indexed
 from mmlens.evaluation.ablation import Ablation, digest
 from mmlens.hooks import Hook, Site
 from mmlens.model import HookedMLLM
@@ -16,7 +17,7 @@ from mmlens.neurons import Neurons
 from mmlens.results import Provenance, Result
 from mmlens.stats import Accumulator, Batch, Statistics, TokenStats
 from mmlens.stats.accumulator import Hooked, Layers, check_groups, finite, members
-from mmlens.sweeps import Indexed, sweep
+from mmlens.sweeps import sweep
 
 ROWS = 256  # so many positions of the reference are drawn from
 

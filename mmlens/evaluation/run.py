@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlens.data import Example
+from mmlens.data.places import Indexed, items
 from mmlens.evaluation.ablation import Ablation
 from mmlens.evaluation.arms import BASELINE, Arm, Intervention, as_ablations, controls, told
 from mmlens.evaluation.reference import settled
@@ -15,7 +16,7 @@ from mmlens.evaluation.scores import UNLABELLED, Scores
 from mmlens.evaluation.scoring import Scorer
 from mmlens.model import HookedMLLM
 from mmlens.results import with_suffix
-from mmlens.sweeps import Indexed, items, sweep
+from mmlens.sweeps import sweep
 
 
 def evaluate(
@@ -94,7 +95,7 @@ def _tasks(examples: Iterable[Any] | Indexed) -> set[str]:
     columns = getattr(examples, "column_names", None) or ()
     rows: Any = examples.select_columns(["label"]) if "label" in columns else examples  # pyright: ignore
     labels: set[str] = set()
-    for _, read in items(rows, 0, {}):
+    for _, read in items(rows):
         with suppress(Exception):  # of what can't be read, the sweep will say so
             row = read()
             label = row.label if isinstance(row, Example) else row.get("label")

@@ -29,7 +29,8 @@ class TokenStats(OfNeurons):
     `groups` are as in `Inputs.mask`, or several joined by `+`; `labels` those of the examples that are kept apart (left
     out, all count as one). `budget` makes token counts equal: each example gives exactly so many positions of each group
     (one number, or one by label), drawn by its place in the data set, the same in every run and on any number of
-    processes; an example with fewer gives none, and is counted in `short`.
+    processes; an example with fewer gives none, and is counted in `short`. As many examples of each label then make as many
+    tokens of each.
     """
 
     def __init__(
