@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmlens.hooks import Hook, Site
@@ -15,6 +15,7 @@ from mmlens.stats.result import Statistics
 from mmlens.stats.tokens import CHUNK
 
 SampleStatistic = Literal["probability", "mean", "max", "attn_k", "attn_q"]
+ATTENDING = {"language", "vision", "audio"}
 EQUAL = 1e-12  # float64 sums that are equal but for rounding
 ALL: tuple[SampleStatistic, ...] = ("probability", "mean", "max", "attn_k", "attn_q")
 
@@ -26,7 +27,8 @@ class SampleStats(OfNeurons):
     among them: `probability` = mean of [A > 0], `mean`, `max`; `attn_k` = w A with w[j] = sum_i norm(S over queries)[j, i],
     `attn_q` = w A with w[j] = sum_i norm(S over keys)[i, j], both weights summing to T. With `normalise="minmax"` each is
     scaled to 0..1 over the units of its layer, example by example (all 0 where they are equal), before examples are added.
-    An example without the group does not count. Source: Huang et al. 2024 (methods 4.c, 4.d).
+    An example without the group does not count. In towers, positions of different media or tiles do not attend to each
+    other: their weights are made apart. Source: Huang et al. 2024 (methods 4.c, 4.d).
 
     `renorm` is norm: "l1" (the block's rows or columns to sum 1), or "softmax", which is what the authors' code does though
     S holds probabilities already: it leaves all weights near 1, and the scores next to `mean`. `causal=False` takes S
@@ -53,10 +55,10 @@ class SampleStats(OfNeurons):
         if not statistics or not set(statistics) <= set(ALL):
             raise ValueError(f"statistics are {', '.join(ALL)}, got {list(statistics)}: name at least one of these")
         self.attends = any(name.startswith("attn") for name in statistics)
-        if self.attends and set(modules) != {"language"}:
+        if self.attends and (others := sorted(set(modules) - ATTENDING)):
             raise ValueError(
-                f"attention-weighted statistics are of the language model, got the modules {list(modules)}: give the others "
-                "an accumulator of their own"
+                f"attention-weighted statistics are of positions that attend to each other, those of "
+                f"{', '.join(sorted(ATTENDING))}; got the modules {others}: give those an accumulator of their own"
             )
         by = len(self.labels), len(self.groups)
         for module in self.layers.widths:
@@ -73,21 +75,15 @@ class SampleStats(OfNeurons):
         """Return the hooks that read every layer's neurons, and its attention where a statistic is weighted by it."""
         super().hooks(model, batch)
         sections: dict[str, list[_Section]] = {}
-        weights: dict[int, list[dict[SampleStatistic, Tensor]]] = {}
+        patterns: dict[tuple[str, int], Tensor] = {}
         hooks: list[Hook] = []
 
-        def attention(layer: int) -> Hook:
+        def attention(module: str, layer: int) -> Hook:
             def read(pattern: Tensor, hook: Any) -> None:
-                if "language" not in sections:
-                    sections["language"] = self._sections(batch, "language", pattern.shape[:2])
-                length = pattern.shape[-1]
-                weights[layer] = []
-                for section in sections["language"]:
-                    where = section.within(length)
-                    weights[layer].append(_weights(pattern[section.row][where][:, where], self.renorm))
+                patterns[module, layer] = pattern.detach()  # until the same layer's neurons come by
 
             point = "hook_pattern_mean" if self.causal else "hook_pattern_mean_unmasked"
-            return f"blocks.{layer}.attn.{point}", read
+            return f"{'' if module == 'language' else module + '.'}blocks.{layer}.attn.{point}", read
 
         def neurons(module: str, layer: int) -> Hook:
             def read(values: Tensor) -> None:
@@ -95,9 +91,10 @@ class SampleStats(OfNeurons):
                     sections[module] = self._sections(batch, module, values.shape[:-1])
                 flat = values.reshape(-1, values.shape[-1])
                 flat = finite(flat, batch, batch.held(module, values.shape[:-1])[0], f"layer {layer} of {module}")
-                own = weights.pop(layer, [{}] * len(sections[module]))
-                for section, weight in zip(sections[module], own, strict=True):
-                    found = _reduce(flat[section.where], self.statistics, weight)
+                pattern = patterns.pop((module, layer), None)
+                for section in sections[module]:
+                    weights = {} if pattern is None else _weights(pattern, section, self.renorm)
+                    found = _reduce(flat[section.where], self.statistics, weights)
                     found = found if self.normalise is None else _minmax(found)
                     self._gathered.append(lambda section=section, found=found: self._add(module, layer, section, found))
 
@@ -105,7 +102,7 @@ class SampleStats(OfNeurons):
 
         for module, layer in self.layers:
             if self.attends:
-                hooks.append(attention(layer))
+                hooks.append(attention(module, layer))
             hooks.append(neurons(module, layer))
         return hooks
 
@@ -138,7 +135,7 @@ class SampleStats(OfNeurons):
             of_group = members(batch, module, kinds, rows, group)
             for row, label in by_row.items():
                 if len(positions := (of_group & (rows == row)).nonzero()[:, 0]):
-                    found.append(_Section.of(label, column, positions, row))
+                    found.append(_Section.of(label, column, positions))
         self._gathered.append(lambda: self._count(module, found))
         return found
 
@@ -160,19 +157,24 @@ class _Section:
     group: int
     where: slice | Tensor
     count: int
-    row: int
 
     @classmethod
-    def of(cls, label: int, group: int, positions: Tensor, row: int) -> "_Section":
-        first, last, count = int(positions[0]), int(positions[-1]), len(positions)
-        return cls(label, group, slice(first, last + 1) if last - first == count - 1 else positions, count, row)
+    def of(cls, label: int, group: int, positions: Int[Tensor, " position"]) -> "_Section":
+        return cls(label, group, _neighbours(positions), len(positions))
 
-    def within(self, length: int) -> slice | Tensor:
-        """Return the same positions counted from the beginning of the row, where every row is of `length`."""
-        start = self.row * length
-        return (
-            slice(self.where.start - start, self.where.stop - start) if isinstance(self.where, slice) else self.where - start
-        )
+    def by_entry(self, length: int) -> list[tuple[int, slice | Tensor]]:
+        """Return the positions in each row, medium or tile that has any, where each of them is of `length` positions."""
+        if isinstance(self.where, slice) and self.where.start // length == (self.where.stop - 1) // length:
+            entry = self.where.start // length
+            return [(entry, slice(self.where.start - entry * length, self.where.stop - entry * length))]
+        positions = torch.arange(self.where.start, self.where.stop) if isinstance(self.where, slice) else self.where
+        entries = (positions // length).unique().tolist()
+        return [(entry, _neighbours(positions[positions // length == entry] - entry * length)) for entry in entries]
+
+
+def _neighbours(positions: Int[Tensor, " position"]) -> slice | Tensor:
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if last - first == len(positions) - 1 else positions
 
 
 def _reduce(
@@ -207,14 +209,20 @@ def _reduce(
 
 
 def _weights(
-    pattern: Float[Tensor, "query key"], renorm: Literal["l1", "softmax"]
+    pattern: Float[Tensor, "entry query key"], section: _Section, renorm: Literal["l1", "softmax"]
 ) -> dict[SampleStatistic, Float[Tensor, " position"]]:
-    """Return by how much each of a section's positions counts: as one that asks (attn_k), as one that is asked (attn_q)."""
-    pattern = pattern.exp() if renorm == "softmax" else pattern
-    by_key, by_query = pattern.sum(0), pattern.sum(1)
-    asks = pattern @ torch.where(by_key > 0, 1 / by_key, 0)
-    asked = torch.where(by_query > 0, 1 / by_query, 0) @ pattern
-    return {"attn_k": asks.double(), "attn_q": asked.double()}
+    """Return by how much each of a section's positions counts: as one that asks (attn_k), as one that is asked (attn_q).
+
+    Positions of different media or tiles do not attend to each other: of those, each has weights of its own.
+    """
+    asks, asked = [], []
+    for entry, where in section.by_entry(pattern.shape[-1]):
+        block = pattern[entry][where][:, where]
+        block = block.exp() if renorm == "softmax" else block
+        by_key, by_query = block.sum(0), block.sum(1)
+        asks.append(block @ torch.where(by_key > 0, 1 / by_key, 0))
+        asked.append(torch.where(by_query > 0, 1 / by_query, 0) @ block)
+    return {"attn_k": torch.cat(asks).double(), "attn_q": torch.cat(asked).double()}
 
 
 def _minmax(found: Float[Tensor, "statistic unit"]) -> Float[Tensor, "statistic unit"]:

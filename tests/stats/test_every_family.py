@@ -53,6 +53,35 @@ def test_a_batch_is_counted_as_its_rows_alone(model):
             torch.testing.assert_close(largest, values[rows >= 0].amax(0).double().cpu(), rtol=2e-5, atol=2e-5)
 
 
+def test_attention_weights_of_towers_and_language_model_are_those_of_each_example_alone(model):
+    """attn_k and attn_q written with full patterns, one example and one medium or tile at a time."""
+    modules = [module for module in model.widths if module in ("language", "vision", "audio")]
+    examples = rows_of(model)[:3]
+    labels = [one.label for one in examples]
+    scores = SampleStats(model.widths, labels=labels, modules=modules, statistics=("attn_k", "attn_q", "mean"))
+    found = mmlens.sweep(model, examples, {"all": scores}, batch_size=3, progress=False)["all"]
+    for place, one in enumerate(examples):
+        inputs = model.to_inputs(one.text, images=one.images, audio=one.audio, videos=one.videos)
+        for module in modules:
+            before = "" if module == "language" else f"{module}."
+            names = [f"{before}blocks.0.attn.hook_pattern", f"{before}blocks.0.mlp.hook_post"]
+            with torch.no_grad():
+                _, cache = model.run_with_cache(inputs, names_filter=set(names).__contains__)
+            if names[1] not in cache:
+                continue
+            pattern, values = cache[names[0]].double().mean(1), cache[names[1]].double()
+            rows, _ = inputs.held(module, values.shape[:-1])
+            values, rows = values.reshape(*pattern.shape[:2], -1), rows.reshape(pattern.shape[:2])
+            attn_k = attn_q = 0
+            for s, a, own in zip(pattern, values, rows >= 0, strict=True):
+                s, a = s[own][:, own], a[own]
+                attn_k = attn_k + ((s / s.sum(0)).T @ a).sum(0)
+                attn_q = attn_q + ((s / s.sum(1, keepdim=True)) @ a).sum(0)
+            for name, expected in (("attn_k", attn_k), ("attn_q", attn_q)):
+                mine = found.totals[name][module][place, 0, 0, : values.shape[-1]]
+                torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3)
+
+
 class Looking(Accumulator):
     """Looks, after a run and before it is counted, for what is held that is as large as positions x units of a layer."""
 
