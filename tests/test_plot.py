@@ -161,3 +161,21 @@ def test_the_strongest_examples_are_shown_with_their_activations_strongest_first
         plot.strongest(found, examples, neurons)
     with pytest.raises(ValueError, match="has none"):
         plot.strongest(found, [mmlens.Example("a")] * 4, neurons, group="text")
+
+
+def test_an_evaluation_shows_each_change_its_interval_and_the_range_of_its_controls(small):
+    examples = [
+        mmlens.Example("a red car", images=picture(place), answers=("tree",), label="ab"[place % 2]) for place in range(8)
+    ]
+    chosen = {"first": mmlens.Neurons.of([(0, unit) for unit in range(20)], small.widths)}
+    found = mmlens.evaluate(small, examples, "log_prob", chosen, draws=3, progress=False)
+    table = found.table(resamples=99)
+    figure = plot.evaluation(found, resamples=99)
+    assert [axes.get_title() for axes in figure.axes] == ["a (n = 4)", "b (n = 4)"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first"]
+    for axes, task in zip(figure.axes, "ab", strict=True):
+        row, base = table.loc[("first", task)], table.loc[("baseline", task)]["mean"]
+        band, interval, dot, _ = [list(line.get_xdata()) for line in axes.lines]
+        assert band == [row["draw_low"] - base, row["draw_high"] - base]
+        assert interval == [row["difference_low"], row["difference_high"]]
+        assert dot == [row["difference"]]

@@ -1,10 +1,11 @@
 """One function per result; each returns a matplotlib figure and shows nothing."""
 
 from mmlens.plot.ablation import ablation_curve
+from mmlens.plot.evaluation import evaluation
 from mmlens.plot.lens import logit_lens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching
 from mmlens.plot.positions import positions
 from mmlens.plot.strongest import strongest
 
-__all__ = ["ablation_curve", "logit_lens", "neurons", "patching", "positions", "strongest"]
+__all__ = ["ablation_curve", "evaluation", "logit_lens", "neurons", "patching", "positions", "strongest"]
