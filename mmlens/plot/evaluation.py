@@ -33,6 +33,8 @@ def evaluation(found: Evaluation, *, resamples: int = 9999, seed: int = 0) -> Fi
         axes.axvline(0, color="black", linewidth=0.6)
         axes.set_title(f"{plain(task)} (n = {baseline['n']:.0f})", fontsize=9)
         axes.tick_params(labelsize=8)
+    panels[0].set_ylim(-0.6, len(names) - 0.4)
+    panels[0].set_ylabel("intervention", fontsize=8)
     panels[0].set_yticks(range(len(names)), [plain(name) for name in names])
     unit = f"{found.metric} (nats)" if found.metric == "log_prob" else found.metric
     figure.supxlabel(f"Change of mean {plain(unit)}; 95 % interval; grey: range of random controls", fontsize=8)
