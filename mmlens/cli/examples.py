@@ -17,6 +17,7 @@ from mmlens.cli.stopping import first_line, quiet, stop
 if TYPE_CHECKING:
     from mmlens.data import Example
 
+PICTOWORLD = "pictoworld"
 SCENES = 100  # of Pictoworld, unless told
 MEDIA = ("images", "audio", "videos")
 
@@ -100,7 +101,7 @@ def read_examples(data: Sequence[str], *, n: int | None, split: str | None, fold
     parts = []
     for name in data:
         try:
-            if name == "pictoworld":
+            if name == PICTOWORLD:
                 part = _scenes(n or SCENES)
             elif name in BENCHMARKS:
                 part = _benchmark(name, n, split, lies.get(name))
@@ -125,7 +126,7 @@ def _scenes(n: int) -> Part:
         rows.append(
             Example(question.text, images=scene.image, answers=(question.answer,), label=scene.domain, id=str(index))
         )
-    return Part("pictoworld", rows, tuple(dict.fromkeys(row.label for row in rows)))
+    return Part(PICTOWORLD, rows, tuple(dict.fromkeys(row.label for row in rows)))
 
 
 def _benchmark(name: str, n: int | None, split: str | None, folder: str | None) -> Part:
@@ -145,7 +146,7 @@ def _table(path: Path, n: int | None, split: str | None) -> Part:
     if not path.exists():
         from mmlens.data import BENCHMARKS
 
-        known = ", ".join(["pictoworld", *BENCHMARKS])
+        known = ", ".join([PICTOWORLD, *BENCHMARKS])
         raise ValueError(f"data are a file, a folder, or one of {known}; there is nothing at {path}")
     rows = _records(path) if path.suffix in (".json", ".jsonl") else _dataset(path, split or "test")
     if n is not None and n > len(rows):

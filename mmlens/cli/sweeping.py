@@ -29,15 +29,14 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def check_files(out: Path, checkpoint: Path | None, *, resume: bool) -> None:
-    """Stop, before hours are spent, where the result can't be written or the checkpoint is not to be gone on with."""
+def check_files(out: Path, *checkpoints: Path | None, resume: bool) -> None:
+    """Stop, before hours are spent, where the result can't be written or a checkpoint is not to be gone on with."""
     from mmlens.results import with_suffix
 
     out = with_suffix(out)
     if first_process():
         file_in_a_folder(out)
-    if checkpoint is not None:
-        checkpoint = with_suffix(checkpoint)
+    for checkpoint in (with_suffix(path) for path in checkpoints if path is not None):
         if checkpoint.absolute() == out.absolute():
             stop(f"--checkpoint and --out are two files, both are {out}: name another")
         if checkpoint.is_file() and not resume:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmlens.evaluation.ablation import Ablation, digest
 from mmlens.hooks import Hook, Site
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
-from mmlens.results import Provenance, Result
+from mmlens.results import Provenance, Result, with_suffix
 from mmlens.stats import Accumulator, Batch, Statistics, TokenStats
 from mmlens.stats.accumulator import Hooked, Layers, check_groups, finite, members
 from mmlens.sweeps import sweep
@@ -141,6 +142,11 @@ class SamplePositions(Accumulator):
         self.shown += theirs["shown"]
         for module in self.layers.widths:
             self._keep(module, theirs[f"{module}_number"], theirs[f"{module}_values"])
+
+
+def checkpoint_beside(checkpoint: str | Path) -> Path:
+    """Return the file in which the state of the sweep over the reference is kept, beside the evaluation's own."""
+    return with_suffix(checkpoint).with_suffix(".reference.safetensors")
 
 
 def settled(

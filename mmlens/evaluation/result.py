@@ -111,16 +111,20 @@ class Evaluation(Result):
 
     def markdown(self, **options: Any) -> str:
         """Return the table in Markdown, as it is read: numbers with their intervals. `options` are the table's."""
-        head = ["intervention", "task", "n", self.metric, "difference", "p (corrected)", "random draws", "rank"]
-        lines = [head, ["---"] * len(head)]
+        head, *lines = self.cells(**options)
+        return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+
+    def cells(self, **options: Any) -> list[list[str]]:
+        """Return the table's head and rows as text: numbers with their intervals. `options` are the table's."""
+        found = [["intervention", "task", "n", self.metric, "difference", "p (corrected)", "random draws", "rank"]]
         for row in self.table(**options).reset_index().to_dict("records"):
             cells = ["{intervention}", "{task}", "{n:.0f}", "{mean:.3f} [{low:.3f}, {high:.3f}]"]
             away = ["{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]", "{p:.4f} ({p_corrected:.4f})"]
             cells += ["", ""] if np.isnan(row["p"]) else away
             cells.append("" if np.isnan(row["draws"]) else "{draw_low:.3f} to {draw_high:.3f}")
             cells.append("" if np.isnan(row["rank"]) else f"{{rank:g}} of {row['draws'] + 1:.0f}")
-            lines.append([cell.format(**row) for cell in cells])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            found.append([cell.format(**row) for cell in cells])
+        return found
 
     def __repr__(self) -> str:
         names = [BASELINE, *self.random]

@@ -10,12 +10,11 @@ from mmlens.data import Example
 from mmlens.data.places import Indexed, items
 from mmlens.evaluation.ablation import Ablation
 from mmlens.evaluation.arms import BASELINE, Arm, Intervention, as_ablations, controls, told
-from mmlens.evaluation.reference import settled
+from mmlens.evaluation.reference import checkpoint_beside, settled
 from mmlens.evaluation.result import Evaluation, control
 from mmlens.evaluation.scores import UNLABELLED, Scores
 from mmlens.evaluation.scoring import Scorer
 from mmlens.model import HookedMLLM
-from mmlens.results import with_suffix
 from mmlens.sweeps import sweep
 
 
@@ -68,7 +67,7 @@ def evaluate(
         raise ValueError(f"an intervention has a name of its own, got one that is taken among {', '.join(names)}")
     tasks = set() if off_diagonal else _tasks(examples)
     options: dict[str, Any] = dict(batch_size=batch_size, chat=chat, every=every, resume=resume, progress=progress)
-    beside = None if checkpoint is None else with_suffix(checkpoint).with_suffix(".reference.safetensors")
+    beside = None if checkpoint is None else checkpoint_beside(checkpoint)
     done = {name: one for name, one in given.items() if not isinstance(one, Ablation)}
     done |= settled(
         model,

@@ -6,62 +6,11 @@ import sys
 
 import pytest
 import torch
-from support import load, picture
-from typer.testing import CliRunner
+from tables import WORDS, examples, rows, run, write
 
 import mmlens
-from mmlens.cli import app
 from mmlens.stats import SampleStats, TokenStats
 from mmlens.sweeps import Checkpoint, Sweep
-
-WORDS = "a red car on the left of the blue tree".split()
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-
-
-def rows(count=6):
-    """Return rows of a table: most with a picture beside it, of two labels."""
-    found = []
-    for place in range(count):
-        row = {"text": " ".join(WORDS[: 2 + place]), "answers": ["car"], "label": "photo" if place % 2 else "drawing"}
-        found.append(row if place == 4 else {**row, "images": f"pictures/{place}.png"})
-    return found
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder to stand in, with two tables: one with labels, and one without."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data/pictures").mkdir(parents=True)
-    for place in range(6):
-        picture(place).save(tmp_path / f"data/pictures/{place}.png")
-    write(tmp_path / "data/six.jsonl", rows())
-    write(tmp_path / "data/bare.jsonl", [{"text": row["text"], "images": row.get("images")} for row in rows(3)])
-    return tmp_path
-
-
-@pytest.fixture
-def loaded(small_folder):
-    """The model as the command loads it."""
-    return load(small_folder)
-
-
-def examples(count=6, **changes):
-    return [
-        mmlens.Example(
-            row["text"],
-            images=None if place == 4 else picture(place),
-            **{"label": row["label"], **changes},
-            id=str(place),
-        )
-        for place, row in enumerate(rows(count))
-    ]
 
 
 def assert_same(found, expected):
