@@ -59,7 +59,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """Data sets one after the other. Where there are several, or labels, what has no label is labelled by its data set."""
+    """Data sets one after the other. Where there are several, or labels, what has no label is labelled by its data set.
+
+    Where there are several, an example's id begins with its data set's name.
+    """
 
     parts: tuple[Part, ...]
 
@@ -130,10 +133,19 @@ def _scenes(n: int) -> Part:
 
 
 def _benchmark(name: str, n: int | None, split: str | None, folder: str | None) -> Part:
-    from mmlens.data import Examples, load
+    from mmlens.data import BENCHMARKS, Examples, load
 
+    one = BENCHMARKS[name]
+    if folder is None and one.files is not None:
+        raise ValueError(
+            f"it keeps its media in files beside the table: fetch both from {one.source}, on its terms ({one.licence}), and "
+            f"give --folder {name}=PATH ({one.note})"
+        )
     _quiet_datasets()
-    rows = load(name, n=n, split=split, folder=folder)
+    try:
+        rows = load(one, n=n, split=split, folder=folder)
+    except ConnectionError as error:
+        raise ConnectionError(f"{first_line(error)}. If it lies on this machine, give --folder {name}=PATH") from error
     assert isinstance(rows, Examples)
     if name == "pope" and "category" in rows.rows.column_names:  # the one benchmark whose rows have labels of their own
         of_all = rows.rows["category"]

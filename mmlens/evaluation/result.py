@@ -118,11 +118,17 @@ class Evaluation(Result):
         """Return the table's head and rows as text: numbers with their intervals. `options` are the table's."""
         found = [["intervention", "task", "n", self.metric, "difference", "p (corrected)", "random draws", "rank"]]
         for row in self.table(**options).reset_index().to_dict("records"):
-            cells = ["{intervention}", "{task}", "{n:.0f}", "{mean:.3f} [{low:.3f}, {high:.3f}]"]
-            away = ["{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]", "{p:.4f} ({p_corrected:.4f})"]
-            cells += ["", ""] if np.isnan(row["p"]) else away
-            cells.append("" if np.isnan(row["draws"]) else "{draw_low:.3f} to {draw_high:.3f}")
-            cells.append("" if np.isnan(row["rank"]) else f"{{rank:g}} of {row['draws'] + 1:.0f}")
+            cells = ["{intervention}", "{task}", "{n:.0f}", "{mean:.3f}", "", "", "", ""]
+            if not np.isnan(row["low"]):
+                cells[3] += " [{low:.3f}, {high:.3f}]"
+            if not np.isnan(row["p"]):
+                cells[4:6] = ["{difference:+.3f}", "{p:.4f} ({p_corrected:.4f})"]
+            if not np.isnan(row["difference_low"]):
+                cells[4] += " [{difference_low:+.3f}, {difference_high:+.3f}]"
+            if not np.isnan(row["draws"]):
+                cells[6] = "{draw_low:.3f} to {draw_high:.3f}"
+            if not np.isnan(row["rank"]):
+                cells[7] = f"{{rank:g}} of {row['draws'] + 1:.0f}"
             found.append([cell.format(**row) for cell in cells])
         return found
 

@@ -88,6 +88,13 @@ def test_a_benchmarks_own_metric_is_taken_where_none_is_asked_for(here, small_fo
     assert mixed.exit_code == 1 and "pope: yes_no, data/six.jsonl: none" in mixed.stderr
 
 
+def test_one_example_has_no_interval(here, small_folder, chosen):
+    held = ["--neurons", "photo=photo", "--metric", "exact_match", "--n", 1, *QUICK]
+    result = run("evaluate", small_folder, "data/six.jsonl", *held)
+    assert result.exit_code == 0 and "nan" not in result.stdout
+    assert result.stdout.splitlines()[1].split() == ["baseline", "drawing", "1", "0.000"]
+
+
 def test_an_evaluation_that_was_stopped_goes_on_from_its_checkpoints(here, small_folder, chosen, monkeypatch):
     """Ctrl-C is pressed at the fifth example, first as the mean is taken, then as the arms are run."""
     from mmlens.cli.examples import Part

@@ -94,6 +94,16 @@ def test_benchmarks_in_local_folders_are_read_by_their_names(here, small_folder,
     assert_same(Sweep.load("found")["tokens"], mmlens.sweep(loaded, asked, {"it": accumulator}, progress=False)["it"])
 
 
+def test_a_benchmark_that_cannot_be_downloaded_may_lie_in_a_folder(here, small_folder, monkeypatch):
+    def load(*_, **__):
+        raise ConnectionError("no network\nfar and wide")
+
+    monkeypatch.setattr("mmlens.data.load", load)
+    said = run("stats", small_folder, "textvqa").stderr
+    asked = "If it lies on this machine, give --folder textvqa=PATH"
+    assert said == f"mmlens: cannot read the data 'textvqa': no network. {asked}\n"
+
+
 def test_pictoworlds_held_out_scenes_are_examples_labelled_by_domain(here):
     result = run("stats", "pictoworld-frozen", "pictoworld", "--n", 5, "--groups", "image")
     found = Sweep.load("mmlens-stats.safetensors")
@@ -160,6 +170,17 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_checkpoint(here, small_folder
     assert_same(Sweep.load("found")["tokens"], Sweep.load("whole")["tokens"])
 
 
+def test_a_full_disk_is_warned_about_and_the_sweep_goes_on(here, small_folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    result = run("stats", small_folder, "data/six.jsonl", "--batch-size", 3, "--every", 3, "--checkpoint", "state")
+    assert result.exit_code == 0 and result.stdout.endswith("saved to mmlens-stats.safetensors\n")
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3 and all("could not be written (No space left on device)" in line for line in lines)
+
+
 MISTAKES = {
     "no such data": (["data/none.jsonl"], "there is nothing at data/none.jsonl"),
     "a name that is none": (["textvqu"], "one of pictoworld, coco-captions"),
@@ -170,7 +191,7 @@ MISTAKES = {
     "another kind of file": (["data/pictures/0.png"], "a table is a file of"),
     "a folder without a table": (["data/pictures"], "has these tables: none"),
     "more than there are": (["data/six.jsonl", "--n", "7"], "there are 6 examples, asked for 7"),
-    "a benchmark that takes a folder": (["coco-captions"], "give folder="),
+    "a benchmark that takes a folder": (["coco-captions"], "give --folder coco-captions=PATH"),
     "a folder for something else": (["data/six.jsonl", "--folder", "textvqa=x"], "'textvqa' is none"),
     "a folder without a name": (["textvqa", "--folder", "x"], "NAME=PATH"),
     "the same data twice": (["data/six.jsonl", "data/six.jsonl"], "two are called 'six'"),
