@@ -105,6 +105,11 @@ def sweep(
         raise ValueError(f"batches and checkpoints are of 1 example or more, got batch_size={batch_size}, every={every}")
     if not accumulators:
         raise ValueError("a sweep fills at least one accumulator, got none: give {'activity': TokenStats(model.widths)}")
+    if used := [name for name, accumulator in accumulators.items() if accumulator.examples]:
+        raise ValueError(
+            f"a sweep starts with nothing counted, {used[0]!r} has {accumulators[used[0]].examples} examples in it: make a "
+            "new accumulator, and add the two up by merge_state"
+        )
     team = processes()
     with _reserved(checkpoint, team) as path:
         run = _Run(model, accumulators, team, batch_size=batch_size, chat=chat)
@@ -157,6 +162,7 @@ class _Run:
         self.ends: list[Item] = []
         self.marks: dict[str, str] = {}
         self.failures: list[Failure] = []
+        self.counted = False  # whether any example was
         self.whole = True  # False while a batch is being counted: the states then hold a part of it
 
     # ---------------------------------------------------------------- one batch
@@ -173,8 +179,7 @@ class _Run:
                     failures.append(Failure(place, str(place), _said(error)))
             self._count(read, failures)
             self.failures += failures
-            counted = any(accumulator.examples for accumulator in self.accumulators.values())
-            if not counted and len(self.failures) >= GIVE_UP:
+            if not self.counted and len(self.failures) >= GIVE_UP:
                 raise SweepFailed(f"the first {len(self.failures)} examples all failed, the first as {self.failures[0]}")
         self.ends = [*(self.ends[:1] or batch[:1]), batch[-1]]
         self.seen += len(batch)
@@ -191,7 +196,7 @@ class _Run:
         except Exception as error:  # out of memory, unreadable, too long, not finite, ...: whatever it is, of which example?
             reason = _said(error)
         else:
-            self.whole = False
+            self.whole, self.counted = False, True
             for accumulator in self.accumulators.values():
                 accumulator.update()
             return
@@ -281,6 +286,7 @@ class _Run:
             else:
                 problem = f"{path} is there already: leave resume as True to go on with it, or name another file"
         problem, self.seen, self.marks = self.team.gather([problem, self.seen, self.marks])[0]
+        self.counted = self.seen > 0
         if problem is not None:
             raise ValueError(problem) if resume else FileExistsError(problem)
 

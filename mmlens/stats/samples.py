@@ -12,7 +12,7 @@ from mmlens.hooks import Hook, Site
 from mmlens.results import Provenance
 from mmlens.stats.accumulator import EVERYTHING, Batch, Hooked, OfNeurons, finite, members
 from mmlens.stats.result import Statistics
-from mmlens.stats.tokens import CHUNK
+from mmlens.stats.tokens import step_of
 
 SampleStatistic = Literal["probability", "mean", "max", "attn_k", "attn_q"]
 ATTENDING = {"language", "vision", "audio"}
@@ -184,7 +184,7 @@ def _reduce(
 ) -> Float[Tensor, "statistic unit"]:
     """Return each statistic over the positions, in float64 and piece by piece: nothing of their size is kept."""
     count, width = values.shape
-    step = min(count, max(1, CHUNK // width))
+    step = step_of(values)
     found = torch.zeros(len(statistics), width, dtype=torch.float64, device=values.device)
     summed = {"mean": torch.full((count,), 1 / count, dtype=torch.float64, device=values.device), **weights}
     rows = [row for row, name in enumerate(statistics) if name in summed]

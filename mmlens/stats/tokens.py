@@ -15,7 +15,8 @@ from mmlens.stats.result import Statistics
 
 Statistic = Literal["count", "sum", "max"]
 COUNTED = ("tokens", "samples", "short")
-CHUNK = 1 << 17  # activations that are looked at together, so that they stay in a processor's cache
+CHUNK = {"cpu": 1 << 17}  # activations that are looked at together, so that they stay in a processor's cache
+MOST = 1 << 25  # elsewhere
 
 
 class TokenStats(OfNeurons):
@@ -142,8 +143,8 @@ class _Chosen:
         for name in statistics:
             empty = -torch.inf if name == "max" else 0
             found[name] = torch.full((size, width), empty, dtype=torch.float64, device=values.device)
-        step = max(1, CHUNK // width)
-        active = torch.empty(min(step, len(values)), width, device=values.device)
+        step = step_of(values)
+        active = torch.empty(step, width, device=values.device)
         for start in range(0, len(values), step):
             part, mask = values[start : start + step], masks[:, start : start + step]
             if not mask.any():
@@ -160,6 +161,11 @@ class _Chosen:
             name: (value.long() if name == "count" else value).unflatten(0, self.masks.shape[:2])
             for name, value in found.items()
         }
+
+
+def step_of(values: Float[Tensor, "position unit"]) -> int:
+    """Return how many positions are looked at together."""
+    return min(len(values), max(1, CHUNK.get(values.device.type, MOST) // values.shape[-1]))
 
 
 def _drawn(own: Bool[Tensor, " position"], budget: int, place: int) -> Bool[Tensor, " position"]:

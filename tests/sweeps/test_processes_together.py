@@ -64,6 +64,21 @@ def test_when_a_process_is_killed_the_others_fail_and_any_number_of_processes_go
     assert_equal_but_for_rounding(sweep(small, examples), resumed)
 
 
+@pytest.mark.filterwarnings("ignore:20 example")
+def test_a_process_whose_examples_all_fail_for_a_while_does_not_give_up(small, tmp_path):
+    """Behind the first meeting, at 40 of 80 examples, process 1 reads nothing but broken ones."""
+    broken = [place for place in range(40, 80) if place // 4 % 2 == 1]
+    examples, found = job.examples(80, broken=broken), [tmp_path / f"part-{rank}" for rank in range(2)]
+
+    def work(rank):
+        options = dict(batch_size=4, every=40, checkpoint=tmp_path / "state", progress=False)
+        counts = {"counts": mmlens.TokenStats(small.widths, statistics=("count",))}
+        mmlens.sweep(small, examples, counts, **options).save(found[rank])
+
+    assert job.forked(2, work) == [0, 0]
+    assert Sweep.load(found[1]).examples == 80 - len(broken) == 60
+
+
 def test_processes_with_other_examples_or_arguments_stop_with_the_reason(small, tmp_path):
     def other_examples(rank):
         with pytest.raises(RuntimeError, match="their examples differ"):

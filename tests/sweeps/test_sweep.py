@@ -136,6 +136,10 @@ def test_where_everything_fails_a_sweep_stops_early_and_says_why(small, tmp_path
     assert not (tmp_path / "state.safetensors").exists()
     with pytest.raises(SweepFailed, match="there are no examples"):
         run(small, [])
+    used = job.accumulators(small)
+    mmlens.sweep(small, [mmlens.Example("a", label="photo")], used, progress=False)
+    with pytest.raises(ValueError, match="'tokens' has 1 examples in it: make a new"):
+        mmlens.sweep(small, [mmlens.Example("a", label="photo")], used, progress=False)
     with leaves_no_hooks(small), pytest.raises(mmlens.liveness.UnknownHook):
         bad = TokenStats({"language": (48,) * 9})
         mmlens.sweep(small, [mmlens.Example("a")], {"bad": bad}, progress=False)
