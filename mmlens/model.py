@@ -23,7 +23,7 @@ from mmlens.hooks import Hook, counted_runs, feed, module_of, neuron_hook
 from mmlens.inputs import Inputs
 from mmlens.liveness import HookPoints, InertHook, NamesFilter, Watch, guard
 from mmlens.loading import best_device, load
-from mmlens.prompts import check_length, rows_of
+from mmlens.prompts import check_length, instead, rows_of
 from mmlens.results import hash_weights
 from mmlens.weights import Stored, device_of, is_offloaded, is_packed, output_rows, units, versions, weight_of
 
@@ -172,6 +172,23 @@ class HookedMLLM:
         inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
         check_length(inputs, self.hf_model.config)
         return inputs.to(self.device)
+
+    def with_images(self, inputs: Inputs, images: Any) -> Inputs:
+        """Return the same prompts and answers with other pictures, position by position in line with `inputs`.
+
+        `images` is as in `to_inputs`, with None for a row that keeps its own. Raises ValueError where the tokens would not
+        be the same: another number of pictures, or, in models whose number of positions depends on it, another size.
+        """
+        return self._instead(inputs, images=images)
+
+    def with_audio(self, inputs: Inputs, audio: Any) -> Inputs:
+        """Return the same prompts and answers with other sounds, in line with `inputs`: see `with_images`."""
+        return self._instead(inputs, audio=audio)
+
+    def _instead(self, inputs: Inputs, **media: Any) -> Inputs:
+        pad = self.tokenizer.pad_token_id
+        rows = instead(self.family, self.processor, inputs, **media)
+        return Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad).to(self.device)
 
     # ---------------------------------------------------------------- running
 

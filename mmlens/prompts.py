@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
 from mmlens.families import Family
 from mmlens.inputs import Inputs, Row
-from mmlens.media import Media, media_per_row
+from mmlens.media import Media, Sound, Video, media_per_row
 
 
 def rows_of(
@@ -31,6 +33,26 @@ def rows_of(
             f"one answer per text: got {len(texts)} text(s) and {len(answers)} answer(s). Give as many, or one for all"
         )
     return [_row(family, processor, *one, chat=chat) for one in zip(texts, per_row, answers, strict=True)]
+
+
+def instead(family: Family, processor: Any, inputs: Inputs, **media: Any) -> list[Row]:
+    """Return the rows of `inputs` with other media in place of those of the same kind, as `with_images` documents it."""
+    given = media_per_row(len(inputs), single=len(inputs) == 1, **media)
+    rows: list[Row] = []
+    for row, shown in enumerate(given):
+        kinds = {"images": Image.Image, "videos": Video, "audio": Sound}
+        own = {kind: tuple(m for m in inputs.media[row] if isinstance(m, of)) for kind, of in kinds.items()}
+        own |= {kind: getattr(shown, kind) for kind in kinds if getattr(shown, kind)}
+        kept = inputs.tokens[row][inputs.attention_mask[row].bool()].tolist()
+        new = family.encode(processor, inputs.text[row], Media(**own))
+        new = new.answered(inputs.tokens[row][inputs.answer[row]].tolist(), **family.answer)
+        if new.tokens != kept:
+            raise ValueError(
+                "a counterfactual has the tokens of the original, so that positions line up; with other media row "
+                f"{row} has {len(new.tokens)} positions for {len(kept)}: give media of the same number and size"
+            )
+        rows.append(new)
+    return rows
 
 
 def check_length(inputs: Inputs, config: Any) -> None:
