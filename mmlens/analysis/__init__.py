@@ -4,6 +4,14 @@ from mmlens.analysis.ablation import AblationCurve, ablation_curve
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.fields import ReceptiveField, receptive_field
+from mmlens.analysis.geometry import (
+    GroupGeometry,
+    ProbingScore,
+    TelomereScore,
+    group_geometry,
+    probing_score,
+    telomere_score,
+)
 from mmlens.analysis.logit_lens import LogitLens, logit_lens
 from mmlens.analysis.patching import Patching, activation_patching
 
@@ -11,13 +19,19 @@ __all__ = [
     "AblationCurve",
     "Attribution",
     "Decoding",
+    "GroupGeometry",
     "LogitLens",
     "Patching",
+    "ProbingScore",
     "ReceptiveField",
+    "TelomereScore",
     "ablation_curve",
     "activation_patching",
     "decode",
     "grad_x_activation",
+    "group_geometry",
     "logit_lens",
+    "probing_score",
     "receptive_field",
+    "telomere_score",
 ]
