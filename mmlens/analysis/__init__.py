@@ -12,8 +12,9 @@ from mmlens.analysis.geometry import (
     probing_score,
     telomere_score,
 )
-from mmlens.analysis.logit_lens import LogitLens, logit_lens
+from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
 from mmlens.analysis.patching import Patching, activation_patching
+from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
 __all__ = [
     "AblationCurve",
@@ -25,13 +26,16 @@ __all__ = [
     "ProbingScore",
     "ReceptiveField",
     "TelomereScore",
+    "TunedLens",
     "ablation_curve",
     "activation_patching",
     "decode",
+    "fit_tuned_lens",
     "grad_x_activation",
     "group_geometry",
     "logit_lens",
     "probing_score",
     "receptive_field",
     "telomere_score",
+    "turning_points",
 ]

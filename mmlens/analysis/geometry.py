@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmlens.analysis.logit_lens import STREAM
 from mmlens.hooks import feed
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -191,8 +192,7 @@ def _by_layer(
     def read(resid: Tensor, hook: Any) -> None:
         found.append(measure(torch.nn.functional.normalize(resid.float(), dim=-1).cpu()))
 
-    names = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in names])
+    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in STREAM])
     return [torch.stack(part) for part in zip(*found, strict=True)]
 
 

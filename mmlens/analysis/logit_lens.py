@@ -1,9 +1,12 @@
 """The logit lens: what every position already reads as, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import combinations
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,16 +16,22 @@ from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
+Site = Literal["resid", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+Lens = Callable[[int, Float[Tensor, "n d_model"]], Float[Tensor, "n d_vocab"]]
+STREAM = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")  # before every block, and behind the last
+SMOOTH = 3  # layers that a curve is averaged over before its turning points are sought
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LogitLens(Result):
-    """What the model would predict from the residual stream, at every layer and position.
+    """What the model would predict from the residual stream, or from what a sublayer adds, at every layer and position.
 
-    Row l of the layer axis is the stream that enters block l; the last row is the final stream, so the model's own
-    output. `entropy` is that of the whole prediction, in nats. `target_*` are about the tokens that were asked for: their
-    log-probability (nats) and rank (0 is the top).
+    At `site` "resid", row l of the layer axis is the stream that enters block l, and the last row the final stream, so the
+    model's own output; at the others it is block l's. `entropy` is that of the whole prediction, in nats. `target_*` are
+    about the tokens that were asked for: their log-probability (nats) and rank (0 is the top).
     """
 
+    site: str
     tokens: Int[Tensor, "layer batch pos k"]
     log_probs: Float[Tensor, "layer batch pos k"]
     entropy: Float[Tensor, "layer batch pos"]
@@ -37,36 +46,74 @@ class LogitLens(Result):
 
 @torch.no_grad()
 def logit_lens(
-    model: HookedMLLM, inputs: Inputs, *, top_k: int = 10, targets: Sequence[int] = (), chunk: int = 512
+    model: HookedMLLM,
+    inputs: Inputs,
+    *,
+    site: Site = "resid",
+    top_k: int = 10,
+    targets: Sequence[int] = (),
+    lens: Lens | None = None,
+    chunk: int = 512,
 ) -> LogitLens:
     """Return top tokens and entropy of every layer and position, read through the final norm and the unembedding.
 
-    Only `chunk` positions' logits are in memory at a time. Source: nostalgebraist 2020; by modality in Huo et al. 2024
-    (MMNeuron), section on the logit lens (methods C10).
+    `lens(row, stream)` reads logits from a row of the layer axis in another way (`TunedLens.lens(model)`). Only `chunk`
+    positions' logits are in memory at a time. Raises ValueError for another site, and UnknownHook where the model has it not
+    (`resid_mid` of parallel blocks). Source: nostalgebraist 2020; by modality and at four sites in Huo et al. 2024 (methods
+    C10).
     """
+    if site not in get_args(Site):
+        raise ValueError(f"a lens reads one of {', '.join(get_args(Site))}, got {site!r}")
     wanted = torch.tensor(list(targets), dtype=torch.long)
     rows: list[tuple[Tensor, ...]] = []
 
     def read(resid: Tensor, hook: Any) -> None:
-        pieces = [_read(model, piece, top_k, wanted.to(resid.device)) for piece in resid.flatten(0, 1).split(chunk)]
+        reader = model.unembed if lens is None else partial(lens, len(rows))
+        pieces = [_read(reader, piece, top_k, wanted.to(resid.device)) for piece in resid.flatten(0, 1).split(chunk)]
         rows.append(tuple(torch.cat(part).unflatten(0, resid.shape[:2]).cpu() for part in zip(*pieces, strict=True)))
 
-    names = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
+    names = STREAM if site == "resid" else (f"blocks.*.hook_{site}",)
     model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in names])
     tokens, log_probs, entropy, target_log_probs, target_ranks = (torch.stack(part) for part in zip(*rows, strict=True))
     return LogitLens(
+        site=site,
         tokens=tokens,
         log_probs=log_probs,
         entropy=entropy,
         targets=wanted,
         target_log_probs=target_log_probs,
         target_ranks=target_ranks,
-        provenance=Provenance.record(model, (inputs.digest(),), analysis="logit_lens", top_k=top_k),
+        provenance=Provenance.record(
+            model, (inputs.digest(),), analysis="logit_lens", site=site, top_k=top_k, tuned=lens is not None
+        ),
     )
 
 
-def _read(model: HookedMLLM, resid: Float[Tensor, "n d_model"], top_k: int, targets: Tensor) -> tuple[Tensor, ...]:
-    log_probs = torch.log_softmax(model.unembed(resid).float(), dim=-1)
+def turning_points(curve: Float[Tensor, " layer"]) -> tuple[int, int]:
+    """Return the two layers at which a curve turns: the knots of the three straight lines that fit it best.
+
+    The curve is averaged over three neighbouring layers first; of equal fits the earlier knots count. Huo et al. 2024 read
+    three stages off such curves (methods C11) and give no rule: this one is ours. Raises ValueError for fewer than five
+    layers, through which any three lines pass.
+    """
+    if len(curve) < 5:
+        raise ValueError(f"two turning points take a curve of five layers or more, got {len(curve)}")
+    values = np.convolve(np.pad(curve.double().numpy(), SMOOTH // 2, mode="edge"), np.full(SMOOTH, 1 / SMOOTH), mode="valid")
+    layers = np.arange(len(values), dtype=float)
+
+    def misfit(first: int, second: int) -> float:
+        lines = np.stack([np.ones_like(layers), layers, (layers - first).clip(0), (layers - second).clip(0)], axis=1)
+        return float(((lines @ np.linalg.lstsq(lines, values, rcond=None)[0] - values) ** 2).sum())
+
+    pairs = list(combinations(range(1, len(values) - 1), 2))
+    misfits = [round(misfit(*pair), 12) for pair in pairs]
+    return pairs[misfits.index(min(misfits))]
+
+
+def _read(
+    reader: Callable[[Tensor], Tensor], resid: Float[Tensor, "n d_model"], top_k: int, targets: Tensor
+) -> tuple[Tensor, ...]:
+    log_probs = torch.log_softmax(reader(resid).float(), dim=-1)
     best, tokens = log_probs.topk(top_k, dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     chosen = log_probs[:, targets]
