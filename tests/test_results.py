@@ -133,7 +133,8 @@ def test_what_can_not_be_saved_is_refused_by_its_place_and_leaves_no_file(tmp_pa
 def test_a_result_is_shown_by_its_shapes_and_inputs_by_what_they_hold(small):
     inputs = ask(small, "padded")
     logits, cache = small.run_with_cache(inputs, "*.hook_resid_post")
-    assert repr(logit_lens(small, inputs, top_k=3)).startswith(f"LogitLens(site='resid', tokens [4, 2, {logits.shape[1]}, 3], ")
+    shown = repr(logit_lens(small, inputs, top_k=3))
+    assert shown.startswith(f"LogitLens(site='resid', tokens [4, 2, {logits.shape[1]}, 3], ")
     counts = {kind: int(inputs.mask(kind).sum()) for kind in ("text", "special", "image", "pad")}
     assert repr(inputs).endswith(": " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ")")
     assert repr(cache) == f"ActivationCache({len(cache)} activations of {inputs!r})"
