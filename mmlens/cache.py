@@ -79,16 +79,12 @@ class ActivationCache(TransformerLensCache):
 
     def _added_between(self, layer: int | None, pos_slice: Any = None) -> dict[int, Tensor]:
         """Return what is added to the stream behind each block before `layer`, beside what the block itself wrote."""
-        images, videos = self.inputs.mask("image"), self.inputs.mask("video")
         levels = [number for number in range(self.model.cfg.n_layers) if f"deepstack.{number}.hook_out" in self._canonical]
         if layer not in (None, -1):
             levels = levels[:layer]
         added: dict[int, Tensor] = {}
-        for number in levels if (images | videos).any() else ():
-            features = self[f"deepstack.{number}.hook_out"]  # pictures of all rows, then videos
-            whole = features.new_zeros(*images.shape, features.shape[-1])
-            whole[images.to(features.device)] = features[: images.sum()]
-            whole[videos.to(features.device)] = features[images.sum() :]
+        for number in levels if self.inputs.mask("image", "video").any() else ():
+            whole = deepstack_in_stream(self[f"deepstack.{number}.hook_out"], self.inputs)
             positions = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
             added[number] = positions.apply(whole if self.has_batch_dim else whole[0], dim=-2)
         return added
@@ -240,6 +236,14 @@ class ActivationCache(TransformerLensCache):
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise NotImplementedError(f"{what} is not exact on a multimodal cache; use {instead}")
+
+
+def deepstack_in_stream(features: Float[Tensor, "place d_model"], inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
+    """Return DeepStack's features (pictures of all rows, then videos) where the stream has them, 0 elsewhere."""
+    images, videos = (inputs.mask(kind).to(features.device) for kind in ("image", "video"))
+    whole = features.new_zeros(*images.shape, features.shape[-1])
+    whole[images], whole[videos] = features[: images.sum()], features[images.sum() :]
+    return whole
 
 
 def gain(norm: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from mmlens.analysis.ablation import AblationCurve, ablation_curve
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.decoding import Decoding, decode
+from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
 from mmlens.analysis.fields import ReceptiveField, receptive_field
 from mmlens.analysis.geometry import (
     GroupGeometry,
@@ -13,29 +14,37 @@ from mmlens.analysis.geometry import (
     telomere_score,
 )
 from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
+from mmlens.analysis.nearest_tokens import NearestTokens, nearest_tokens
 from mmlens.analysis.patching import Patching, activation_patching
+from mmlens.analysis.residual import Residual, residual
 from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
 __all__ = [
     "AblationCurve",
     "Attribution",
     "Decoding",
+    "DirectAttribution",
     "GroupGeometry",
     "LogitLens",
+    "NearestTokens",
     "Patching",
     "ProbingScore",
     "ReceptiveField",
+    "Residual",
     "TelomereScore",
     "TunedLens",
     "ablation_curve",
     "activation_patching",
     "decode",
+    "direct_logit_attribution",
     "fit_tuned_lens",
     "grad_x_activation",
     "group_geometry",
     "logit_lens",
+    "nearest_tokens",
     "probing_score",
     "receptive_field",
+    "residual",
     "telomere_score",
     "turning_points",
 ]

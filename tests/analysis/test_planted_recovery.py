@@ -9,7 +9,16 @@ import torch
 from scipy.stats import binom
 
 from mmlens import HookedMLLM, Neurons, metrics, top_k
-from mmlens.analysis import ablation_curve, activation_patching, decode, grad_x_activation, logit_lens, receptive_field
+from mmlens.analysis import (
+    ablation_curve,
+    activation_patching,
+    decode,
+    direct_logit_attribution,
+    grad_x_activation,
+    logit_lens,
+    receptive_field,
+    residual,
+)
 from mmlens.hooks import ablate
 from mmlens.testing import planted
 from mmlens.testing.plants.layout import CARRIED, EITHER, NOTHING, NOUNS
@@ -120,6 +129,53 @@ def test_decoding_reads_the_noun_and_in_the_twin_no_more_often_than_in_any_neuro
     rate = max(others.count(noun) for noun in NOUNS) / len(others)
     hits = sum(words[0] == noun for words, noun in zip(decode(case.twin, everyone, k=1).words, nouns, strict=True))
     assert hits <= binom.ppf(0.999, len(everyone), rate)
+
+
+def shown_places(case):
+    """Return a mask of where each stimulus shows its one thing."""
+    here = torch.zeros_like(case.inputs.mask("all"))
+    here[range(len(case.stimuli)), positions(case, case.stimuli, case.inputs)] = True
+    return here
+
+
+def test_direct_attribution_puts_the_writing_neurons_first_where_they_fire_and_in_the_twin_only_by_chance(case):
+    hits = 0
+    for model in (case.model, case.twin):
+        words = tokens(case, [one.answer for one in case.stimuli])
+        found = direct_logit_attribution(model, case.inputs, words, where=shown_places(case), by="neuron").scores("neuron")
+        for noun, neurons in case.key.concepts.items():
+            mean = found[..., [one.answer == noun for one in case.stimuli]].mean(-1)
+            best = set(top_k(mean, len(neurons), widths=model.widths))
+            if model is case.model:
+                assert best == set(neurons)
+            else:
+                hits += len(best & set(neurons))
+    assert hits <= binom.ppf(0.999, 16, 4 / sum(case.model.widths["language"]))
+
+
+def test_direct_attribution_puts_the_head_first_that_brings_the_noun_and_in_the_twin_it_says_nothing(case):
+    words = tokens(case, [one.answer for one in case.stimuli])
+    other = tokens(case, [NOUNS[NOUNS.index(one.answer) - 1] for one in case.stimuli])
+    layer, head = case.key.heads["speak"]
+    ours, twins = (
+        direct_logit_attribution(model, case.inputs, words, against=other, by="head") for model in (case.model, case.twin)
+    )
+    (label, value), (_, second) = ours.top(2)
+    assert label == f"L{layer}H{head}"
+    assert value > 5 * abs(second)
+    assert twins.parts.mean(-1).abs().max() < 0.1 * value
+
+
+def test_the_residual_shows_which_head_brings_what_is_said_and_when(case):
+    directions = torch.zeros(case.model.cfg.d_model, 1)
+    directions[case.key.layout["say:car"]] = 1.0
+    rows = torch.tensor([one.answer == "car" for one in case.stimuli])
+    found = residual(case.model, case.inputs, directions=directions)
+    means = found.parts[:, rows, 0].mean(-1)
+    layer, head = case.key.heads["speak"]
+    assert found.components.labels()[int(means.argmax())] == f"L{layer}H{head}"
+    assert means.max() > 0.9 * found.stream[rows].mean()
+    assert found.parts[:, ~rows].mean(1).max() < 0.1 * means.max()
 
 
 def test_the_logit_lens_reads_the_noun_where_it_is_shown_then_where_it_is_asked_for(case):
