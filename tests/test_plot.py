@@ -12,8 +12,10 @@ from mmlens.analysis import (
     ablation_curve,
     activation_patching,
     decode,
+    direct_logit_attribution,
     grad_x_activation,
     logit_lens,
+    nearest_tokens,
     receptive_field,
 )
 from mmlens.plot.canvas import Canvas, plain
@@ -131,6 +133,30 @@ def test_patching_has_fixed_colours_and_writes_its_numbers(small, inputs, token)
     torch.testing.assert_close(torch.tensor(axes.images[0].get_array().filled()), result.effect[..., 0])
     assert [float(text) for text in texts(axes)] == pytest.approx(result.effect[..., 0].flatten().tolist(), abs=0.006)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["image", "last\n(1 position)"]
+
+
+def test_direct_attribution_draws_the_largest_parts_in_their_order_and_the_sum_of_the_others(small, inputs, token):
+    result = direct_logit_attribution(small, inputs, token, by="head")
+    (axes,) = plot.direct_attribution(result, k=5, target="car").axes
+    names, values = [label.get_text() for label in axes.get_yticklabels()], [bar.get_width() for bar in axes.patches]
+    parts, labels = result.parts[:, 0], result.components.labels()
+    assert [labels.index(name) for name in names[:5]] == sorted(parts.abs().topk(5).indices.tolist())
+    assert values[:5] == pytest.approx([float(parts[labels.index(name)]) for name in names[:5]])
+    assert names[5] == f"{len(labels) - 5} others"
+    assert sum(values) == pytest.approx(float(result.logits), rel=1e-3)
+    assert "'car'" in axes.get_xlabel()
+    assert len(plot.direct_attribution(result, k=99).axes[0].patches) == len(labels)
+
+
+def test_nearest_tokens_are_drawn_beside_both_controls_with_their_tests(small, inputs):
+    result = nearest_tokens(small, inputs, controls=50)
+    (axes,) = plot.nearest_tokens(result).axes
+    for line, kind in zip(axes.lines, ("norm", "gaussian"), strict=False):
+        drawn = torch.tensor(np.unique(line.get_xdata()[1:])).float()
+        torch.testing.assert_close(drawn, result.controls[kind].unique())
+        assert f"D = {result.ks_statistic[kind]:.2f}, p = {result.ks_p[kind]:.2g}" in line.get_label()
+    own = torch.tensor(np.unique(axes.lines[2].get_xdata()[1:])).float()
+    torch.testing.assert_close(own, result.cosines[:, 0].unique())
 
 
 def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window(inputs):

@@ -85,8 +85,8 @@ def decompose(
     """Return the components of the stream at the `where` positions, in one run, float32 and on the CPU.
 
     `onto` are directions of all places (one group) or of each place: only dot products are kept then, and no head's or
-    neuron's vector is ever made. One layer's activations at `where` are held at a time. Raises ValueError for a layer or
-    place that the model does not have.
+    neuron's vector is ever made. One layer's activations at `where` are held at a time. Raises ValueError for a layer or a
+    point of it that the model does not have, and for neurons that write later.
     """
     depth, units = model.cfg.n_layers, dict(units or {})
     if (layer is None and at != "pre") or (layer is not None and not 0 <= layer < depth):
@@ -128,13 +128,8 @@ class _Reader:
     found: list[tuple[str, int, Tensor, Tensor]] = field(default_factory=list)
 
     def keep(self, name: str) -> Hook:
-        """Return the hook that keeps an activation's chosen places; one without a row for each input is of all rows."""
-
-        def sink(activation: Tensor, hook: Any) -> None:
-            rows = activation.expand(len(self.inputs), *activation.shape[1:])
-            self.seen[name] = rows[self.where.to(rows.device)].float()
-
-        return name, feed(sink)
+        """Return the hook that keeps an activation's chosen places."""
+        return name, feed(lambda activation, hook: self.seen.__setitem__(name, activation.float()), where=self.where)
 
     def entering(self) -> list[Hook]:
         """Return the hooks that read what enters block 0, learned positions apart."""

@@ -1,7 +1,7 @@
 """Do projected images already mean words? The tokens whose input embeddings lie nearest to what enters the stream."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,7 +68,7 @@ def nearest_tokens(
         raise ValueError(f"the tokenizer has {len(rows)} tokens, got k = {k}: take from 1 to all of them")
     cosines, tokens = _nearest(vectors, rows, k, chunk)
     best = {kind: _nearest(drawn, rows, 1, chunk)[0][:, 0] for kind, drawn in _random(vectors, rows, controls, seed).items()}
-    tests = {kind: ks_2samp(cosines[:, 0].numpy(), drawn.numpy()) for kind, drawn in best.items()}
+    tests: dict[str, Any] = {kind: ks_2samp(cosines[:, 0].numpy(), drawn.numpy()) for kind, drawn in best.items()}
     return NearestTokens(
         tokens=tokens,
         cosines=cosines,

@@ -3,6 +3,7 @@
 from mmlens.plot.ablation import ablation_curve
 from mmlens.plot.evaluation import evaluation
 from mmlens.plot.lens import logit_lens
+from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching
 from mmlens.plot.positions import positions
