@@ -144,7 +144,7 @@ def test_direct_attribution_draws_the_largest_parts_in_their_order_and_the_sum_o
     assert values[:5] == pytest.approx([float(parts[labels.index(name)]) for name in names[:5]])
     assert names[5] == f"{len(labels) - 5} others"
     assert sum(values) == pytest.approx(float(result.logits), rel=1e-3)
-    assert "'car'" in axes.get_xlabel()
+    assert axes.get_xlabel() == "added to the logit of car"
     assert len(plot.direct_attribution(result, k=99).axes[0].patches) == len(labels)
 
 

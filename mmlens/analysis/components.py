@@ -47,6 +47,9 @@ class Components(Storable):
     def __len__(self) -> int:
         return len(self.kind)
 
+    def __repr__(self) -> str:
+        return f"Components({len(self)}: {', '.join(self.labels()[:6])}{', ...' if len(self) > 6 else ''})"
+
     def labels(self) -> list[str]:
         """Return how each component is shown."""
         each = zip(self.kind, self.layer.tolist(), self.index.tolist(), strict=True)

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from mmlens.analysis import DirectAttribution
-from mmlens.plot.canvas import OURS, RANDOM, canvas
+from mmlens.plot.canvas import OURS, RANDOM, canvas, plain
 
 
 def direct_attribution(result: DirectAttribution, *, k: int = 20, target: str | None = None) -> Figure:
@@ -25,7 +25,7 @@ def direct_attribution(result: DirectAttribution, *, k: int = 20, target: str | 
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    of = "the token's logit" if target is None else f"the logit of {target!r}"
+    of = "the token's logit" if target is None else f"the logit of {plain(target)}"
     difference = "" if result.against is None else ", less the other's"
     places = f" (mean of {result.parts.shape[1]} places)" if result.parts.shape[1] != 1 else ""
     axes.set_xlabel(f"added to {of}{difference}{places}")

@@ -26,5 +26,5 @@ def nearest_tokens(result: NearestTokens) -> Figure:
     axes.set_ylabel("share of vectors")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.legend(loc="outside upper center", frameon=False)
     return figure
