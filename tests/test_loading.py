@@ -16,7 +16,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
 from mmlens import HookedMLLM, Neurons, hooks
-from mmlens.analysis import decode, grad_x_activation, logit_lens
+from mmlens.analysis import decode, direct_logit_attribution, grad_x_activation, logit_lens, nearest_tokens, residual
 from mmlens.families import UnsupportedModel
 from mmlens.testing import tiny
 from mmlens.weights import UnreadableWeight, device_of, is_offloaded, output_rows, readable, units, weight_of
@@ -95,6 +95,13 @@ def test_offloaded_weights_are_read_as_they_are_in_memory(away, small):
     assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.effects, theirs.effects)
     inputs = ask(small, "one")
     assert torch.equal(logit_lens(away, inputs).log_probs, logit_lens(small, inputs).log_probs)
+    some, word = Neurons.of([(0, 3), (1, 7)], small.widths), torch.tensor([7])
+    ours, theirs = (residual(model, inputs, neurons=some) for model in (away, small))
+    assert torch.equal(ours.parts, theirs.parts)
+    ours, theirs = (direct_logit_attribution(model, inputs, word, by="neuron") for model in (away, small))
+    assert torch.equal(ours.parts, theirs.parts) and torch.equal(ours.logits, theirs.logits)
+    ours, theirs = (nearest_tokens(model, inputs, controls=10) for model in (away, small))
+    assert torch.equal(ours.cosines, theirs.cosines) and torch.equal(ours.controls["norm"], theirs.controls["norm"])
 
 
 @torch.no_grad()

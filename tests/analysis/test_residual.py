@@ -4,6 +4,8 @@ import pytest
 import raw
 import torch
 from support import ask, clip, load, medium, unhooked
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmlens import Neurons
 from mmlens.analysis import Residual, residual
@@ -111,6 +113,32 @@ def test_dot_products_with_directions_are_those_of_the_vectors(small):
     assert seen.components.labels() == whole.components.labels()
     raw.same(seen.parts, whole.parts @ directions)
     raw.same(seen.stream, whole.stream @ directions)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers everything holds that torch makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {one.numel() for one in tree_leaves(out) if isinstance(one, torch.Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("options", [dict(directions=torch.ones(32, 1)), dict()], ids=["directions", "vectors"])
+@torch.no_grad()
+def test_with_directions_no_head_and_no_neuron_gets_a_vector_of_its_own(small, options):
+    inputs = ask(small, "one")
+    where = inputs.mask("all") & (torch.arange(inputs.tokens.shape[1]) < 13)
+    neurons = Neurons.of([(0, unit) for unit in range(47)], small.widths)
+    with Sizes() as sizes:
+        found = residual(small, inputs, where=where, neurons=neurons, **options)
+    assert found.parts.shape[:2] == (1 + 4 * small.cfg.n_layers + 47 + small.cfg.n_layers, 13)
+    vectors = {4 * 13 * 32, 47 * 13 * 32}  # of heads, and of neurons
+    assert (vectors & sizes.seen) == (set() if options else vectors)
 
 
 @torch.no_grad()
