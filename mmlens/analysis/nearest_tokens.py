@@ -48,7 +48,7 @@ def nearest_tokens(
 ) -> NearestTokens:
     """Return the `k` tokens of highest cosine with what is merged into the stream at the `where` positions.
 
-    `where` defaults to the positions of images and other media; vectors may be given instead of inputs. Positions' own
+    `where` defaults to the positions of images and other media; vectors may be given instead of inputs. Learned position
     embeddings are not in it. `space` is the input embedding, or the unembedding. Only tokens that the tokenizer has are
     looked at, `chunk` of them at a time. `controls` random vectors of each kind are looked up alike. Source: Schwettmann et
     al. 2023, section 3.1 (methods A8), who do not say how their random vectors are distributed, and score the five words
@@ -66,8 +66,11 @@ def nearest_tokens(
     rows = (model.W_E if space == "embed" else model.W_U.T)[: len(model.tokenizer)]
     if not 1 <= k <= len(rows):
         raise ValueError(f"the tokenizer has {len(rows)} tokens, got k = {k}: take from 1 to all of them")
+    if controls < 1:
+        raise ValueError(f"vectors are compared with at least one random one of each kind, got controls = {controls}")
     cosines, tokens = _nearest(vectors, rows, k, chunk)
-    best = {kind: _nearest(drawn, rows, 1, chunk)[0][:, 0] for kind, drawn in _random(vectors, rows, controls, seed).items()}
+    random = _random(vectors, rows, controls, seed, chunk)
+    best = {kind: _nearest(drawn, rows, 1, chunk)[0][:, 0] for kind, drawn in random.items()}
     tests: dict[str, Any] = {kind: ks_2samp(cosines[:, 0].numpy(), drawn.numpy()) for kind, drawn in best.items()}
     return NearestTokens(
         tokens=tokens,
@@ -106,11 +109,13 @@ def _nearest(
 
 
 def _random(
-    vectors: Float[Tensor, "vector d_model"], rows: Float[Tensor, "token d_model"], count: int, seed: int
+    vectors: Float[Tensor, "vector d_model"], rows: Float[Tensor, "token d_model"], count: int, seed: int, chunk: int
 ) -> dict[str, Float[Tensor, "control d_model"]]:
     """Return `count` random vectors of each kind; a length is a vector's own, though no cosine depends on it."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, count, vectors.shape[1], generator=generator)
-    lengths = vectors.cpu().float().norm(dim=-1)[torch.randint(len(vectors), (count,), generator=generator)]
-    mean, deviation = rows.float().mean(0).cpu(), rows.float().std(0).cpu()
-    return {"norm": normalize(noise[0], dim=-1) * lengths[:, None], "gaussian": mean + deviation * noise[1]}
+    lengths = vectors.cpu().norm(dim=-1)[torch.randint(len(vectors), (count,), generator=generator)]
+    mean = rows.mean(0, dtype=torch.float32)
+    squares = torch.stack([(part.float() - mean).square().sum(0) for part in rows.split(chunk)]).sum(0)
+    deviation = (squares / max(len(rows) - 1, 1)).sqrt().cpu()
+    return {"norm": normalize(noise[0], dim=-1) * lengths[:, None], "gaussian": mean.cpu() + deviation * noise[1]}

@@ -52,7 +52,7 @@ def residual(
     layer that has not written yet.
     """
     if neurons is not None and set(neurons.module) - {"language"}:
-        raise ValueError(f"only the language model's neurons write into its stream, got {sorted(set(neurons.module))}")
+        raise ValueError(f"neurons are taken out of the language model's MLPs, got neurons of {sorted(set(neurons.module))}")
     where = inputs.last() if where is None else where
     found = decompose(
         model,

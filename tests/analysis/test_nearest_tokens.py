@@ -114,5 +114,7 @@ def test_nothing_to_look_up_and_too_many_tokens_are_refused(small):
         nearest_tokens(small, ask(small, "text"))
     with pytest.raises(ValueError, match=r"got k = 0"):
         nearest_tokens(small, ask(small, "one"), k=0)
+    with pytest.raises(ValueError, match=r"controls = 0"):
+        nearest_tokens(small, ask(small, "one"), controls=0)
     with pytest.raises(ValueError, match="choose among those before"):
         nearest_tokens(small, torch.ones(2, small.cfg.d_model), where=torch.ones(1, 2, dtype=torch.bool))
