@@ -6,26 +6,34 @@ computes scores (with their soft cap, where the model has one), fires `hook_attn
 takes the softmax in float32 or better, fires `hook_pattern`, and multiplies with the values. SDPA knows no soft cap: where
 the model has one, the scores are always computed, as transformers' eager attention does.
 
-Two points more can be read and not edited, while SDPA goes on: `hook_pattern_mean` [batch, query, key] is the pattern's
+Three points more can be read and not edited, while SDPA goes on: `hook_pattern_mean` [batch, query, key] is the pattern's
 mean over heads, in float32 or better, computed head by head; `hook_pattern_mean_unmasked` the same of a softmax over all
-real keys, those to come too (where positions see each other both ways, the two are equal). No gradient passes there.
+real keys, those to come too (where positions see each other both ways, the two are equal); `hook_pattern_rows` [batch,
+head, query, key] the pattern of the queries that `rows_of` chooses, in float32 or better. No gradient passes there.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mmlens.hooks import STEP
+
 NAME = "mmlens"
 MEANS = ("hook_pattern_mean", "hook_pattern_mean_unmasked")
+ROWS = "hook_pattern_rows"
+BESIDE = (*MEANS, ROWS)
+_QUERIES: ContextVar[Tensor | None] = ContextVar("queries", default=None)
 _COMPONENT = "_mmlens_component"
 _CHUNKS = "_mmlens_chunks"
 _PARTS = ("hook_q", "hook_k", "hook_v")
@@ -45,7 +53,7 @@ def attach(module: nn.Module, component: nn.Module) -> None:
 
 
 def attach_all(bridge: Any) -> None:
-    """Give every attention component of `bridge` the points of `MEANS`, and let the module that it wraps find its points."""
+    """Give each attention component of `bridge` the points of `BESIDE`, and let the module that it wraps find its points."""
     known = dict(bridge._hook_registry)
     bridge._hook_registry.clear()
     for name, point in known.items():
@@ -53,10 +61,10 @@ def attach_all(bridge: Any) -> None:
         owner, _, last = name.rpartition(".")
         if last == "hook_pattern":
             component = bridge.get_submodule(owner)
-            for mean in MEANS:
+            for beside in BESIDE:
                 added = HookPoint().eval()
-                setattr(component, mean, added)
-                added.name = f"{owner}.{mean}"
+                setattr(component, beside, added)
+                added.name = f"{owner}.{beside}"
                 bridge._hook_registry[added.name] = added
     for component in bridge.modules():
         module = getattr(component, "original_component", None)
@@ -74,7 +82,9 @@ def _whole_row(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Return arguments that make one chunk of a packed row, where somebody looks; its real chunks stay on the module."""
     points, ends = _points(module), kwargs.get("cu_seqlens")
     object.__setattr__(module, _CHUNKS, None)
-    if ends is None or not any(_watched(points.get(name)) for name in ("hook_attn_scores", "hook_pattern", *MEANS, *_PARTS)):
+    if ends is None or not any(
+        _watched(points.get(name)) for name in ("hook_attn_scores", "hook_pattern", *BESIDE, *_PARTS)
+    ):
         return None
     object.__setattr__(module, _CHUNKS, (ends[1:] - ends[:-1]).tolist())
     return args, {**kwargs, "cu_seqlens": ends[[0, -1]]}
@@ -101,7 +111,7 @@ def attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     settings = _Settings(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, causal, chunks)
     if softcap is None and not (_watched(scores_point) or _watched(pattern_point)):
-        _show_means(points, query, key, attention_mask, settings)
+        _show_beside(points, query, key, attention_mask, settings)
         options: dict[str, Any] = dict(dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
         if chunks is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # pyright: ignore[reportReturnType]
@@ -115,7 +125,7 @@ def attention(
     scores = _at(scores_point, _masked(scores, mask, causal=causal))
     precision = torch.promote_types(query.dtype, torch.float32)
     pattern = _at(pattern_point, torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype))
-    _show_means(points, query, key, mask, settings, pattern)
+    _show_beside(points, query, key, mask, settings, pattern)
     pattern = torch.nn.functional.dropout(pattern, p=dropout, training=module.training)
     return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
@@ -151,7 +161,7 @@ def _apart(chunks: list[int], device: torch.device) -> Bool[Tensor, "1 1 pos pos
     return (number[:, None] == number)[None, None]
 
 
-# ---------------------------------------------------------------- means over heads
+# ---------------------------------------------------------------- beside SDPA
 
 
 @dataclass(frozen=True)
@@ -164,10 +174,12 @@ class _Settings:
     chunks: list[int] | None
 
 
-def _show_means(
+def _show_beside(
     points: Mapping[str, Any], query: Tensor, key: Tensor, mask: Tensor | None, settings: _Settings, pattern: Any = None
 ) -> None:
-    """Fire the points of `MEANS` that somebody looks at; `pattern` [batch, head, query, key] is used where it is there."""
+    """Fire the points of `BESIDE` that somebody looks at; `pattern` [batch, head, query, key] is used where it is there."""
+    if _watched(points.get(ROWS)):
+        points[ROWS](_pattern_rows(query, key, mask, settings, pattern))
     looked_at = [name for name in MEANS if _watched(points.get(name))]
     if looked_at and settings.chunks is not None:
         mask = _apart(settings.chunks, query.device)
@@ -179,6 +191,60 @@ def _show_means(
             points[name](pattern.detach().mean(1, dtype=torch.promote_types(pattern.dtype, torch.float32)))
         else:
             points[name](_mean_pattern(query, key, mask, settings))
+
+
+@contextmanager
+def rows_of(queries: Int[Tensor, "batch query"]) -> Iterator[None]:
+    """Let `hook_pattern_rows` show the pattern of these positions; outside of this, it is each row's last position's.
+
+    Where rows have fewer than others, -1 fills up (and shows position 0). In a generation they are the prompt's positions;
+    at each step behind it, the one position of that step is shown.
+    """
+    before = _QUERIES.set(queries)
+    try:
+        yield
+    finally:
+        _QUERIES.reset(before)
+
+
+@torch.no_grad()
+def _pattern_rows(
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    mask: Tensor | None,
+    settings: _Settings,
+    pattern: Any,
+) -> Float[Tensor, "batch head query key"]:
+    """Return the pattern of the chosen queries: of the whole `pattern` where that is there, else from their scores alone."""
+    (batch, _, length, _), keys = query.shape, key.shape[2]
+    chosen = _QUERIES.get()
+    if chosen is None or STEP.get():
+        chosen = torch.full((batch, 1), length - 1)
+    if len(chosen) != batch or not bool((chosen < length).all()):
+        raise ValueError(
+            f"queries are positions below {length} of {batch} rows here, got {list(chosen.shape)} up to "
+            f"{int(chosen.max())}: make them from the inputs of this run (in a tower, a row is a medium or a tile)"
+        )
+    at = chosen.to(query.device).clamp(min=0)
+    row = torch.arange(batch, device=query.device)[:, None]
+    precision = torch.promote_types(query.dtype, torch.float32)
+    if pattern is not None:
+        return pattern.detach().transpose(1, 2)[row, at].transpose(1, 2).to(precision)
+    own = query.transpose(1, 2)[row, at].transpose(1, 2).to(precision)
+    own = own.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # the heads that share their keys, one after the other
+    scores = own @ key.to(precision).transpose(-2, -1) * settings.scale
+    scores = scores.unflatten(2, (-1, at.shape[1])).flatten(1, 2)
+    seen = None
+    if settings.chunks is not None:
+        number = torch.arange(len(settings.chunks), device=at.device)
+        number = number.repeat_interleave(torch.tensor(settings.chunks, device=at.device))
+        seen = number[at][..., None] == number
+    elif mask is not None:
+        seen = mask.expand(batch, -1, -1, -1).transpose(1, 2)[row, at].transpose(1, 2)
+    elif settings.causal and length > 1:
+        seen = torch.arange(keys, device=at.device) <= at[..., None] + keys - length
+    seen = seen[:, None] if seen is not None and seen.ndim == 3 else seen
+    return torch.softmax(_masked(scores, seen, causal=False), dim=-1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint, LensHandle
 
-from mmlens.attention import MEANS
+from mmlens.attention import BESIDE
 from mmlens.families import Family
 from mmlens.hooks import HookFn, module_of
 
@@ -34,10 +34,11 @@ DEAD_WITH_NATIVE_ATTENTION = {
 READ_ONLY = {
     "rotary_emb.hook_in": "rotary_emb.hook_cos and rotary_emb.hook_sin",
     "*.hook_pattern_mean*": "the same module's hook_pattern",
+    "*.hook_pattern_rows": "the same module's hook_pattern",
 }
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-LEFT_OUT = (".hook_pattern", ".hook_attn_scores", *(f".{mean}" for mean in MEANS))
+LEFT_OUT = (".hook_pattern", ".hook_attn_scores", *(f".{beside}" for beside in BESIDE))
 
 
 class UnknownHook(KeyError):
@@ -192,7 +193,8 @@ class HookPoints:
     def choose(self, names_filter: NamesFilter) -> list[str]:
         """Return our names of the points to cache: exact names, globs, or those of which a predicate is true.
 
-        None is every point that fires but attention patterns and scores, which would turn SDPA off, and patterns' means.
+        None is every point that fires but attention patterns and scores, which would turn SDPA off, and what is made of them
+        beside it (`BESIDE`).
         """
         if names_filter is None:
             return [name for name in self.live if not name.endswith(LEFT_OUT)]

@@ -203,9 +203,9 @@ class HookedMLLM:
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """Return the logits, and the activations whose names match: exact names, globs, or a predicate of our names.
 
-        None is every point that fires except attention patterns and scores, which would turn SDPA off, and patterns' means:
-        name those (`"*.hook_pattern"`). Activations are detached, and seen after `fwd_hooks`. Raises UnknownHook for a name
-        that matches nothing.
+        None is every point that fires except attention patterns and scores, which would turn SDPA off, and patterns' means
+        and rows: name those (`"*.hook_pattern"`). Activations are detached, and seen after `fwd_hooks`. Raises UnknownHook
+        for a name that matches nothing.
         """
         cached: dict[str, Tensor] = {}
         hooks = [(name, feed(_keep(cached, name))) for name in self.points.choose(names_filter)]
@@ -272,7 +272,7 @@ class HookedMLLM:
                             f"a gradient at {name} would miss the skip path; the gradient at "
                             f"{name.replace('resid_mid', 'attn_out')} is the whole one"
                         )
-                    if name.endswith(attention.MEANS):
+                    if name.endswith(attention.BESIDE):
                         raise InertHook(
                             f"no gradient passes {name}, which is computed beside the model: take hook_pattern's"
                         )

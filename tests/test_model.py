@@ -9,6 +9,7 @@ from support import KINDS, ask, hook_count, leaves_no_hooks, questions
 from transformers import BertConfig, LlavaForConditionalGeneration
 
 from mmlens import HookedMLLM, hooks
+from mmlens.attention import BESIDE
 from mmlens.families import UnsupportedModel
 from mmlens.hooks import STEP, module_of, neuron_hook
 from mmlens.liveness import UnknownHook
@@ -373,10 +374,10 @@ def test_names_are_chosen_by_name_glob_list_or_predicate_and_none_leaves_out_att
     assert names("blocks.*.mlp.hook_post") == posts
     assert names(["blocks.*.mlp.hook_post", "projector.hook_out"]) == posts | {"projector.hook_out"}
     assert names(lambda name: name.endswith("mlp.hook_post") and name.startswith("blocks.")) == posts
-    endings = ("hook_pattern", "hook_attn_scores", "hook_pattern_mean", "hook_pattern_mean_unmasked")
+    endings = ("hook_pattern", "hook_attn_scores", *BESIDE)
     matrices = {name for name in small.hook_names if name.endswith(endings)}
     assert names(None) == set(small.hook_names) - matrices
-    assert len(matrices) == 4 * (depth + 3)
+    assert len(matrices) == 5 * (depth + 3)
 
 
 # ---------------------------------------------------------------- weights, identity, loading

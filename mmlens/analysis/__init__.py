@@ -1,6 +1,8 @@
 """One file, one idea: an analysis takes a model and inputs and returns one frozen result."""
 
 from mmlens.analysis.ablation import AblationCurve, ablation_curve
+from mmlens.analysis.attention_rows import AttentionRows, attention_rows
+from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
@@ -13,6 +15,7 @@ from mmlens.analysis.geometry import (
     probing_score,
     telomere_score,
 )
+from mmlens.analysis.knock_out import KnockOutEffect, knock_out_effect
 from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
 from mmlens.analysis.nearest_tokens import NearestTokens, nearest_tokens
 from mmlens.analysis.patching import Patching, activation_patching
@@ -21,10 +24,13 @@ from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
 __all__ = [
     "AblationCurve",
+    "AttentionRows",
+    "AttentionSinks",
     "Attribution",
     "Decoding",
     "DirectAttribution",
     "GroupGeometry",
+    "KnockOutEffect",
     "LogitLens",
     "NearestTokens",
     "Patching",
@@ -35,11 +41,14 @@ __all__ = [
     "TunedLens",
     "ablation_curve",
     "activation_patching",
+    "attention_rows",
+    "attention_sinks",
     "decode",
     "direct_logit_attribution",
     "fit_tuned_lens",
     "grad_x_activation",
     "group_geometry",
+    "knock_out_effect",
     "logit_lens",
     "nearest_tokens",
     "probing_score",

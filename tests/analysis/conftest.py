@@ -17,6 +17,12 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def llava(small):
+    """The model of `small`."""
+    return small[0]
+
+
+@pytest.fixture(scope="session")
 def exact(tmp_path_factory):
     """The same in float64, where finite differences are good to many digits."""
 
