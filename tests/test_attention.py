@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.hook_points import HookPoint
 
 from mmlens import hooks
-from mmlens.attention import MEANS, attach, attention
+from mmlens.attention import BESIDE, MEANS, ROWS, attach, attention, rows_of
 from mmlens.hooks import module_of
 from mmlens.inputs import MEDIA
 from mmlens.liveness import InertHook
@@ -226,9 +226,9 @@ def test_a_mean_beside_an_edited_pattern_is_that_of_the_edited_one(small):
     assert cache[f"{name}_mean"].sum(-1).max() < 0.9
 
 
-@pytest.mark.parametrize("mean", MEANS)
-def test_a_gradient_at_a_mean_is_refused_and_an_edit_too(small, mean):
-    inputs, hook = ask(small, "one"), (f"blocks.1.attn.{mean}", lambda x, hook: x * 2)
+@pytest.mark.parametrize("point", BESIDE)
+def test_a_gradient_beside_the_model_is_refused_and_an_edit_too(small, point):
+    inputs, hook = ask(small, "one"), (f"blocks.1.attn.{point}", lambda x, hook: x * 2)
     with leaves_no_hooks(small), pytest.raises(InertHook, match=r"no gradient passes .* take hook_pattern's"):
         small.run_with_hooks(inputs, bwd_hooks=[hook])
     with leaves_no_hooks(small), pytest.raises(InertHook, match=r"read but not edited.* hook_pattern instead"):
@@ -248,21 +248,21 @@ def test_a_mean_is_read_at_every_step_of_a_generation(small):
 
 
 def naive(query, key, hidden, scale, softcap):
-    """Return the mean over heads of softmax(scores), where `hidden` keys have none, in float64."""
+    """Return softmax(scores) of every head, where `hidden` keys have none, in float64."""
     groups = query.shape[1] // key.shape[1]
     patterns = []
     for head in range(query.shape[1]):
         scores = query[:, head].double() @ key[:, head // groups].double().transpose(1, 2) * scale
         scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
         patterns.append(scores.masked_fill(hidden, -torch.inf).softmax(-1))
-    return torch.stack(patterns).mean(0)
+    return torch.stack(patterns, dim=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("masked", ["causal", "padded", "behind a cache", "both ways", "window", "added"])
 @torch.no_grad()
-def test_means_of_long_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_once(masked, softcap, dtype):
+def test_means_and_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_once(masked, softcap, dtype):
     generator, (batch, heads, queries, keys) = torch.Generator().manual_seed(0), (2, 6, 300, 300)
     queries = 150 if masked == "behind a cache" else queries
     query = torch.randn(batch, heads, queries, 8, generator=generator).to(dtype)
@@ -284,19 +284,24 @@ def test_means_of_long_rows_equal_a_loop_over_heads_and_never_hold_all_heads_at_
     component, seen = torch.nn.Module(), {}
     module: Any = torch.nn.Identity()
     module.is_causal, module.num_key_value_groups = masked != "both ways", 3
-    for mean in MEANS:
-        setattr(component, mean, HookPoint())
-        getattr(component, mean).add_hook(lambda x, hook, mean=mean: seen.__setitem__(mean, x))
+    for point in BESIDE:
+        setattr(component, point, HookPoint())
+        getattr(component, point).add_hook(lambda x, hook, point=point: seen.__setitem__(point, x))
     attach(module, component)
-    with Sizes() as sizes:
+    chosen = torch.tensor([[3, queries - 1], [queries - 2, -1]])
+    with Sizes() as sizes, rows_of(chosen):
         attention(module, query, key, key, mask, scaling=0.7, softcap=softcap)
     tolerance = 5e-3 if dtype == torch.bfloat16 else 1e-6
     real = ~hidden.all(-1)
     assert real.sum() == batch * queries - (140 if masked == "padded" else 0)
     for mean, unseen in zip(MEANS, (hidden, padding), strict=True):
         assert seen[mean].dtype == torch.promote_types(dtype, torch.float32)
-        truth = naive(query, key, unseen, 0.7, softcap)[real]
+        truth = naive(query, key, unseen, 0.7, softcap).mean(1)[real]
         torch.testing.assert_close(seen[mean][real].double(), truth, atol=tolerance, rtol=0)
+    assert seen[ROWS].dtype == torch.promote_types(dtype, torch.float32)
+    patterns = naive(query, key, hidden, 0.7, softcap)
+    for row, at in ((0, chosen[0]), (1, chosen[1, :1])):
+        torch.testing.assert_close(seen[ROWS][row, :, : len(at)].double(), patterns[row][:, at], atol=tolerance, rtol=0)
     assert softcap is not None or sizes.largest <= batch * queries * keys
 
 

@@ -87,9 +87,7 @@ def main(threads, rounds, out):
     time_ratio, memory_ratio = statistics.median(ratios), told[0] / told[1]
     machine = f"torch {torch.__version__}, {threads} thread(s), {platform.processor() or platform.machine()}"
     print(f"{machine}, {rounds} rounds\n")
-    print(
-        "| positions | image positions | eager (s) | time, ours / eager | eager (MB) | memory, ours / eager | difference |"
-    )
+    print("| positions | image positions | eager (s) | time, ours / eager | eager (MB) | memory | difference |")
     print("|---|---|---|---|---|---|---|")
     print(
         f"| {inputs.tokens.shape[1]} | {int(inputs.mask('image').sum())} | {statistics.median(seconds):.2f} | "
