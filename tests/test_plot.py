@@ -11,9 +11,12 @@ from mmlens import metrics, plot, top_k
 from mmlens.analysis import (
     ablation_curve,
     activation_patching,
+    attention_rows,
+    attention_sinks,
     decode,
     direct_logit_attribution,
     grad_x_activation,
+    knock_out_effect,
     logit_lens,
     nearest_tokens,
     receptive_field,
@@ -157,6 +160,43 @@ def test_nearest_tokens_are_drawn_beside_both_controls_with_their_tests(small, i
         assert f"D = {result.ks_statistic[kind]:.2f}, p = {result.ks_p[kind]:.2g}" in line.get_label()
     own = torch.tensor(np.unique(axes.lines[2].get_xdata()[1:])).float()
     torch.testing.assert_close(own, result.cosines[:, 0].unique())
+
+
+@pytest.mark.parametrize("head", [None, 1])
+def test_attention_is_drawn_on_the_picture_with_its_sinks_beside_how_much_each_modality_gets(small, inputs, head):
+    rows, sinks = attention_rows(small, inputs, layers=[0, 2]), attention_sinks(small, inputs, layers=[0, 2])
+    threshold = float(sinks.drawn[..., inputs.mask("image")[0]].mean(2).nan_to_num(-1).amax())  # so that there are some
+    where = sinks.where(threshold=threshold, of_heads=0.25)
+    assert where[:, inputs.mask("image")].any()
+    figure = plot.attention_rows(rows, inputs, head=head, sinks=where)
+    chosen = rows.pattern[:, 0, :, 0].mean(1) if head is None else rows.pattern[:, 0, head, 0]
+    grid = inputs.grids[0][0]
+    for index, axes in enumerate(figure.axes[:2]):
+        heat = torch.tensor(axes.images[1].get_array().filled()).flatten()
+        torch.testing.assert_close(heat, chosen[index, inputs.mask("image")[0]])
+        marked = [tuple(line.get_xydata()[0]) for line in axes.lines]
+        on_picture = where[index, 0, inputs.mask("image")[0]].nonzero()[:, 0].tolist()
+        middles = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in map(grid.box, on_picture)]
+        assert np.array(marked) == pytest.approx(np.array(middles))
+    curves = {line.get_label().split()[0]: torch.tensor(line.get_ydata()) for line in figure.axes[-1].lines}
+    masses = {kind: rows.mass(kind)[:, 0, :, 0] for kind in ("image", "text", "special")} | {
+        "sinks": rows.mass(where)[:, 0, :, 0]
+    }
+    assert set(curves) == set(masses)
+    for kind, mass in masses.items():
+        torch.testing.assert_close(curves[kind], mass.mean(1) if head is None else mass[:, head])
+    assert list(figure.axes[-1].lines[0].get_xdata()) == [0, 2]
+
+
+def test_knock_out_shows_each_sources_change_over_its_windows(small, inputs, token):
+    sources = {"image": inputs.mask("image"), "text": inputs.mask("text") & ~inputs.last()}
+    result = knock_out_effect(small, inputs, lambda logits: metrics.log_prob(logits, token), sources=sources, window=2)
+    (axes,) = plot.knock_out_effect(result, metric="log-probability").axes
+    drawn = {line.get_label(): torch.tensor(line.get_ydata()) for line in axes.lines if line.get_label() in sources}
+    for index, source in enumerate(sources):
+        torch.testing.assert_close(drawn[source], result.change[:, index].mean(-1))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0-1", "1-2"]
+    assert "log-probability" in axes.get_ylabel()
 
 
 def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window(inputs):

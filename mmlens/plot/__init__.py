@@ -1,8 +1,10 @@
 """One function per result; each returns a matplotlib figure and shows nothing."""
 
 from mmlens.plot.ablation import ablation_curve
+from mmlens.plot.attention import attention_rows
 from mmlens.plot.direct_attribution import direct_attribution
 from mmlens.plot.evaluation import evaluation
+from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
 from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
@@ -12,8 +14,10 @@ from mmlens.plot.strongest import strongest
 
 __all__ = [
     "ablation_curve",
+    "attention_rows",
     "direct_attribution",
     "evaluation",
+    "knock_out_effect",
     "logit_lens",
     "nearest_tokens",
     "neurons",

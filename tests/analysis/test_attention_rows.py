@@ -109,7 +109,9 @@ def test_on_the_grid_each_position_stands_where_the_grid_has_it(llava):
     image = inputs.mask("image")[1].nonzero()[:, 0]
     for line in range(grid.rows):
         for place in range(grid.columns):
-            left, top, right, bottom = grid.box(line * grid.columns + place)
+            box = grid.box(line * grid.columns + place)
+            assert box is not None
+            left, top, right, bottom = box
             position = image[grid.index((left + right) / 2, (top + bottom) / 2)]
             assert found[0, :, 0, line, place].equal(rows.pattern[0, 1, :, 0, position])
     assert found.std() > 0

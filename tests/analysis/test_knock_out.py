@@ -46,8 +46,8 @@ def test_each_number_equals_renormalising_a_reference_pattern(model, reference, 
 def test_knocking_out_nothing_changes_nothing(model, batches):
     inputs = batches["mixed"]
     nothing = torch.zeros_like(inputs.mask("all"))
-    for masks in ({"queries": nothing, "sources": ["image"]}, {"sources": {"nothing": nothing}}):
-        found = knock_out_effect(model, inputs, first_logit, **masks)
+    for queries, sources in ((nothing, ["image"]), (None, {"nothing": nothing})):
+        found = knock_out_effect(model, inputs, first_logit, queries=queries, sources=sources)
         raw.same(found.metric, found.clean_metric.expand_as(found.metric))
 
 
