@@ -88,7 +88,8 @@ def attention_rows(
     """Return the attention of the `queries` positions (default: the last of each row) over all keys, in float32.
 
     It is computed from the rotated queries and keys beside SDPA, which goes on: the model's own numbers stay what they are,
-    and memory is that of the rows. `layers` (they come in their order) and `heads` default to all. In a tower
+    and memory is that of the rows (but where scores have a soft cap, for which a model computes whole patterns in any run).
+    `layers` (they come in their order) and `heads` default to all. In a tower
     (`module="vision"`), `queries` is a mask over its own positions [entry, pos] and must be given. Raises ValueError for
     queries that are not of this run, or none; UnknownHook for a layer and IndexError for a head that is not there.
     """
@@ -102,7 +103,7 @@ def attention_rows(
         if beyond := [head for head in own if not 0 <= head < pattern.shape[1]]:
             raise IndexError(f"{module} has the heads 0 to {pattern.shape[1] - 1} in layer {layer}, got {beyond[0]}")
         chosen = pattern if heads is None else pattern[:, own]
-        kept.append(chosen.cpu().masked_fill((positions < 0).cpu()[:, None, :, None], torch.nan))
+        kept.append(chosen.cpu().masked_fill((positions < 0)[:, None, :, None], torch.nan))
 
     chosen = read_rows(model, inputs, positions, keep, layers=layers, module=module)
     stream = module == "language"
@@ -110,7 +111,7 @@ def attention_rows(
         pattern=torch.stack(kept),
         layers=chosen,
         heads=tuple(range(kept[0].shape[1]) if heads is None else map(int, heads)),
-        queries=positions.cpu(),
+        queries=positions,
         modality=inputs.modality.cpu() if stream else None,
         medium=inputs.medium.cpu() if stream else None,
         grids=inputs.grids if stream else (),
@@ -150,4 +151,4 @@ def positions_of(where: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch query"]
     if not most:
         raise ValueError("a row of attention needs a query, the mask has none: choose at least one position")
     order = (~where).to(torch.uint8).argsort(dim=-1, stable=True)[:, :most]
-    return order.where(where.gather(1, order), -1)
+    return order.where(where.gather(1, order), -1).cpu()  # where looking at them waits for no GPU

@@ -79,6 +79,7 @@ def attention_rows(
         style = "dashed" if name == "sinks" else "solid"
         label = f"{name} ({count} position{'' if count == 1 else 's'})"
         axes.plot(result.layers, own, marker="o", color=color, linestyle=style, label=label)
+    axes.set_xticks(result.layers[:: max(1, depth // 12)])
     axes.set_ylim(0, 1)
     axes.set_xlabel("layer")
     axes.set_ylabel("share of the attention" + (", mean of heads" if head is None else f", head {result.heads[head]}"))
