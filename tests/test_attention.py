@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.hook_points import HookPoint
 
 from mmlens import hooks
+from mmlens.analysis import attention_rows
 from mmlens.attention import BESIDE, MEANS, ROWS, attach, attention, rows_of
-from mmlens.hooks import module_of
+from mmlens.hooks import feed, module_of
 from mmlens.inputs import MEDIA
 from mmlens.liveness import InertHook
 
@@ -245,6 +246,63 @@ def test_a_mean_is_read_at_every_step_of_a_generation(small):
     assert [mean.shape for mean in seen] == [(1, length, length), (1, 1, length + 1), (1, 1, length + 2)]
     for mean in seen:
         torch.testing.assert_close(mean.sum(-1), torch.ones(mean.shape[:2]))
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("kind", ["one", "mixed", "two"])
+@torch.no_grad()
+def test_rows_equal_those_of_a_reference_attention_and_the_logits_stay_bit_for_bit(model, reference, batches, kind):
+    inputs = batches[kind]
+    before = model(inputs)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    _, truth = raw.attention_read(reference, inputs, names)
+    said = []
+    for queries in (None, inputs.mask("all")):
+        rows = attention_rows(model, inputs, queries=queries)
+        assert rows.pattern.shape[:3] == (len(names), len(inputs), model.cfg.n_heads)
+        for row in range(len(inputs)):
+            at = (inputs.last() if queries is None else queries)[row].nonzero()[:, 0]
+            assert rows.queries[row, : len(at)].equal(at) and (rows.queries[row, len(at) :] == -1).all()
+            expected = torch.stack([truth[name][row][:, at] for name in names])
+            raw.same(rows.pattern[:, row, :, : len(at)], expected)
+            assert rows.pattern[:, row, :, len(at) :].isnan().all()
+    with rows_of(rows.queries):
+        looks = [(f"blocks.*.attn.{ROWS}", feed(lambda pattern, hook: said.append(pattern)))]
+        assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=looks), before)
+    assert len(said) == len(names)
+
+
+@torch.no_grad()
+def test_rows_equal_those_of_the_whole_pattern_where_the_layers_below_ran_alike(model, batches):
+    inputs = batches["mixed"]
+    rows = attention_rows(model, inputs, queries=inputs.mask("all"))
+    for layer in rows.layers:
+        name = f"blocks.{layer}.attn.hook_pattern"
+        pattern = model.run_with_cache(inputs, name)[1][name]
+        for row, at in enumerate(rows.queries):
+            real = at[at >= 0]
+            torch.testing.assert_close(
+                rows.pattern[layer, row, :, : len(real)], pattern[row][:, real].float(), atol=1e-5, rtol=0
+            )
+
+
+@torch.no_grad()
+def test_rows_of_a_tower_equal_those_of_a_reference_attention(model, reference, batches):
+    inputs, prefix = batches["one"], raw.prefixes(reference)[-1]
+    name = f"{prefix}blocks.0.attn.hook_pattern"
+    truth = raw.attention_read(reference, inputs, [name])[1][name]
+    where = torch.rand(truth.shape[0], truth.shape[2], generator=torch.Generator().manual_seed(0)) < 0.3
+    rows = attention_rows(model, inputs, queries=where, layers=[0], heads=[1], module=prefix[:-1])
+    for entry, here in enumerate(where):
+        torch.testing.assert_close(
+            rows.pattern[0, entry, 0, : here.sum()], truth[entry, 1][here], atol=1e-5, rtol=0, msg=name
+        )
+    with pytest.raises(KeyError, match="a group of keys is a mask"):
+        rows.mass("image")
+    with pytest.raises(ValueError, match="has no last position"):
+        attention_rows(model, inputs, module=prefix[:-1])
 
 
 def naive(query, key, hidden, scale, softcap):

@@ -89,13 +89,13 @@ def attention_rows(
 
     It is computed from the rotated queries and keys beside SDPA, which goes on: the model's own numbers stay what they are,
     and memory is that of the rows (but where scores have a soft cap, for which a model computes whole patterns in any run).
-    `layers` (they come in their order) and `heads` default to all. In a tower
-    (`module="vision"`), `queries` is a mask over its own positions [entry, pos] and must be given. Raises ValueError for
-    queries that are not of this run, or none; UnknownHook for a layer and IndexError for a head that is not there.
+    `layers` (they come in their order) and `heads` default to all. In a tower (`module="vision"`), `queries` is a mask over
+    its own positions [entry, pos] and must be given. Raises ValueError for queries that are not of this run, or none;
+    UnknownHook for a layer and IndexError for a head that is not there.
     """
     if queries is None and module != "language":
         raise ValueError(f"{module} has no last position: give queries, a mask [entry, pos] over its own positions")
-    positions = positions_of(inputs.last() if queries is None else queries)
+    positions = positions_of(inputs.last() if queries is None else queries, inputs if module == "language" else None)
     kept: list[Tensor] = []
 
     def keep(layer: int, pattern: Tensor) -> None:
@@ -130,23 +130,39 @@ def read_rows(
 ) -> tuple[int, ...]:
     """Return the layers (default: all of a module) whose rows of attention, in float32, `sink` got in one run, in order.
 
-    `positions` are as `positions_of` makes them.
+    `positions` are as `positions_of` makes them. Raises ValueError where nothing ran.
     """
     prefix = "blocks" if module == "language" else f"{module}.blocks"
     depth = sum(name.startswith(f"{prefix}.") and name.endswith(f".attn.{ROWS}") for name in model.hook_names)
     chosen = tuple(range(depth)) if layers is None else tuple(sorted(set(map(int, layers))))
     points = {f"{prefix}.{layer}.attn.{ROWS}": layer for layer in chosen}
+    ran = False
 
     def read(pattern: Tensor, hook: Any) -> None:
+        nonlocal ran
+        ran = True
         sink(points[hook.name], pattern.float())
 
     with rows_of(positions):
         model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in points])
+    if not ran:
+        raise ValueError(
+            f"no layer of {module!r} has run: give a module that has attention, of {', '.join(model.widths)}, and inputs "
+            "with something for it to read"
+        )
     return chosen
 
 
-def positions_of(where: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch query"]:
-    """Return the positions of a mask, row by row, -1 behind those of rows that have fewer. Raises ValueError for none."""
+def positions_of(where: Bool[Tensor, "batch pos"], inputs: Inputs | None = None) -> Int[Tensor, "batch query"]:
+    """Return the positions of a mask, row by row, -1 behind those of rows that have fewer.
+
+    Raises ValueError for a mask that is not of these `inputs`, where they are given, and for one of no position.
+    """
+    if inputs is not None and where.shape != inputs.tokens.shape:
+        raise ValueError(
+            f"queries are a mask {list(inputs.tokens.shape)} of these inputs' positions, got {list(where.shape)}: make it "
+            "from them, for instance inputs.last()"
+        )
     most = int(where.sum(-1).max())
     if not most:
         raise ValueError("a row of attention needs a query, the mask has none: choose at least one position")

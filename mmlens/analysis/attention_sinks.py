@@ -32,6 +32,7 @@ class AttentionSinks(Result):
         return (self.drawn >= threshold).float().mean(2) >= of_heads
 
 
+@torch.no_grad()
 def attention_sinks(
     model: HookedMLLM,
     inputs: Inputs,
@@ -45,7 +46,7 @@ def attention_sinks(
     mean share, of which 0.3 makes a sink). Nothing is removed: `rows.mass(sinks.where())` says how much of a row of
     `attention_rows` lies on sinks.
     """
-    positions = positions_of(spread(inputs.mask("all")) if queries is None else queries)
+    positions = positions_of(spread(inputs.mask("all")) if queries is None else queries, inputs)
     drawn: list[Tensor] = []
     chosen = read_rows(
         model, inputs, positions, lambda layer, pattern: drawn.append(_drawn(pattern, positions).cpu()), layers=layers
@@ -62,6 +63,7 @@ def attention_sinks(
 def _drawn(
     pattern: Float[Tensor, "batch head query key"], positions: Int[Tensor, "batch query"]
 ) -> Float[Tensor, "batch head key"]:
+    """Return what each key draws, as `AttentionSinks` has it, of the pattern of the queries at these positions."""
     queries = positions.to(pattern.device)[..., None]
     seen = (pattern > 0).any(1)  # by any head: the share of one may be too small for a float
     others = seen & (queries >= 0) & (queries != torch.arange(pattern.shape[-1], device=pattern.device))

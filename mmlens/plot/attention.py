@@ -1,6 +1,7 @@
 """Where a position looks: its attention on the picture, layer by layer, and how much of it each modality gets."""
 
 import math
+from typing import Any
 
 from jaxtyping import Bool
 from matplotlib.figure import Figure
@@ -42,7 +43,8 @@ def attention_rows(
     chosen = sorted({round(index * (depth - 1) / (MOST - 1)) for index in range(MOST)})
     lines, tall = math.ceil(len(chosen) / 2), height(grid, 4.7) + 0.4
     figure = canvas(10.6, tall * lines + 3.0)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[tall * lines, 3.0])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[tall * lines, 3.0])
+    upper, lower = parts
     cells = upper.subplots(lines, min(2, len(chosen)), squeeze=False).flatten()
     for axes, layer in zip(cells, chosen, strict=False):
         picture(axes, picked, faded=0.35)

@@ -1,5 +1,4 @@
 import pytest
-import raw
 import torch
 from support import ask
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,61 +8,8 @@ from mmlens.analysis import AttentionRows, attention_rows
 from mmlens.attention import ROWS, rows_of
 from mmlens.hooks import feed, knock_out
 from mmlens.inputs import MEDIA, MODALITIES
-from mmlens.testing import tiny
-
-
-@pytest.mark.parametrize("kind", ["one", "mixed", "two"])
-@torch.no_grad()
-def test_rows_equal_those_of_a_reference_attention_and_the_logits_stay_bit_for_bit(model, reference, batches, kind):
-    inputs = batches[kind]
-    before = model(inputs)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    _, truth = raw.attention_read(reference, inputs, names)
-    said = []
-    for queries in (None, inputs.mask("all")):
-        rows = attention_rows(model, inputs, queries=queries)
-        assert rows.pattern.shape[:3] == (len(names), len(inputs), model.cfg.n_heads)
-        for row in range(len(inputs)):
-            at = (inputs.last() if queries is None else queries)[row].nonzero()[:, 0]
-            assert rows.queries[row, : len(at)].equal(at) and (rows.queries[row, len(at) :] == -1).all()
-            expected = torch.stack([truth[name][row][:, at] for name in names])
-            raw.same(rows.pattern[:, row, :, : len(at)], expected)
-            assert rows.pattern[:, row, :, len(at) :].isnan().all()
-    with rows_of(rows.queries):
-        looks = [(f"blocks.*.attn.{ROWS}", feed(lambda pattern, hook: said.append(pattern)))]
-        assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=looks), before)
-    assert len(said) == len(names)
-
-
-@torch.no_grad()
-def test_rows_equal_those_of_the_whole_pattern_where_the_layers_below_ran_alike(model, batches):
-    inputs = batches["mixed"]
-    rows = attention_rows(model, inputs, queries=inputs.mask("all"))
-    for layer in rows.layers:
-        name = f"blocks.{layer}.attn.hook_pattern"
-        pattern = model.run_with_cache(inputs, name)[1][name]
-        for row, at in enumerate(rows.queries):
-            real = at[at >= 0]
-            torch.testing.assert_close(
-                rows.pattern[layer, row, :, : len(real)], pattern[row][:, real].float(), atol=1e-5, rtol=0
-            )
-
-
-@torch.no_grad()
-def test_rows_of_a_tower_equal_those_of_a_reference_attention(model, reference, batches):
-    inputs, prefix = batches["one"], raw.prefixes(reference)[-1]
-    name = f"{prefix}blocks.0.attn.hook_pattern"
-    truth = raw.attention_read(reference, inputs, [name])[1][name]
-    where = torch.rand(truth.shape[0], truth.shape[2], generator=torch.Generator().manual_seed(0)) < 0.3
-    rows = attention_rows(model, inputs, queries=where, layers=[0], heads=[1], module=prefix[:-1])
-    for entry, here in enumerate(where):
-        torch.testing.assert_close(
-            rows.pattern[0, entry, 0, : here.sum()], truth[entry, 1][here], atol=1e-5, rtol=0, msg=name
-        )
-    with pytest.raises(KeyError, match="a group of keys is a mask"):
-        rows.mass("image")
-    with pytest.raises(ValueError, match="has no last position"):
-        attention_rows(model, inputs, module=prefix[:-1])
+from mmlens.testing import planted, tiny
+from mmlens.testing.plants.layout import CARRIED
 
 
 @torch.no_grad()
@@ -85,9 +31,9 @@ def test_chosen_layers_and_heads_are_those_of_all_and_come_in_their_order(llava)
 
 
 @torch.no_grad()
-def test_mass_is_the_sum_over_keys_of_a_modality_or_a_mask_and_all_of_it_is_one(model, batches):
-    inputs = batches["mixed"]
-    rows = attention_rows(model, inputs)
+def test_mass_is_the_sum_over_keys_of_a_modality_or_a_mask_and_all_of_it_is_one(llava):
+    inputs = ask(llava, "mixed")
+    rows = attention_rows(llava, inputs)
     torch.testing.assert_close(rows.mass(*MODALITIES), torch.ones_like(rows.pattern[..., 0]))
     kind = next(kind for kind in MEDIA if inputs.mask(kind).any())
     by_hand = torch.stack([rows.pattern[:, row][..., here].sum(-1) for row, here in enumerate(inputs.mask(kind))], 1)
@@ -129,8 +75,13 @@ def test_it_loads_as_it_was_saved(llava, tmp_path):
 
 def test_queries_of_other_inputs_or_none_and_heads_that_are_not_there_are_refused(llava):
     inputs, other = ask(llava, "one"), ask(llava, "padded")
-    with pytest.raises(ValueError, match="queries are positions below"):
+    with pytest.raises(ValueError, match=r"queries are a mask .* of these inputs' positions"):
         attention_rows(llava, inputs, queries=other.last())
+    with rows_of(torch.tensor([[999]])), pytest.raises(ValueError, match="queries are positions below"):
+        llava.run_with_hooks(inputs, fwd_hooks=[(f"blocks.*.attn.{ROWS}", feed(lambda rows, hook: None))])
+    for module, asked in (("nothing", inputs), ("vision", llava.to_inputs("the red car"))):
+        with pytest.raises(ValueError, match="has run"):
+            attention_rows(llava, asked, queries=asked.last(), module=module)
     with pytest.raises(ValueError, match="needs a query"):
         attention_rows(llava, inputs, queries=inputs.mask("pad"))
     with pytest.raises(IndexError, match="has the heads 0 to"):
@@ -150,6 +101,20 @@ def test_in_a_generation_a_step_behind_the_prompt_shows_its_own_position(llava):
     torch.testing.assert_close(seen[0], whole[0][:, :, [2, 5]], atol=1e-5, rtol=0)
     for ours, theirs in zip(seen[1:], whole[1:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_the_planted_carriers_are_the_heads_that_look_at_what_is_shown_and_in_the_twin_there_are_none(modality, tmp_path):
+    made = planted(tmp_path, modality=modality)
+    model, twin = (HookedMLLM.from_pretrained(folder, device="cpu") for folder in (made.folder, made.twin))
+    carriers = {CARRIED[0]: "carry", CARRIED[1]: "carry", "car": "speak", "boat": "speak"}
+    inputs = model.to_inputs(**made.arguments([made.stimulus({7: noun}, seed=seed) for seed, noun in enumerate(carriers)]))
+    shown = torch.zeros_like(inputs.mask("all"))
+    shown[:, inputs.mask(modality)[0].nonzero()[7]] = True
+    ours, twins = (attention_rows(one, inputs).mass(shown)[..., 0] for one in (model, twin))
+    for row, head in enumerate(carriers.values()):
+        assert [tuple(found) for found in (ours[:, row] > 0.5).nonzero().tolist()] == [made.key.heads[head]]
+        assert twins[:, row].max() < 0.5
 
 
 class Allocated(TorchDispatchMode):

@@ -3,12 +3,12 @@ from functools import partial
 import pytest
 import raw
 import torch
-from support import ask
+from support import ask, load, unhooked
 
 from mmlens import HookedMLLM, metrics
 from mmlens.analysis import KnockOutEffect, knock_out_effect
 from mmlens.inputs import MEDIA
-from mmlens.testing import planted
+from mmlens.testing import planted, tiny
 from mmlens.testing.plants.layout import CARRIED
 
 
@@ -16,9 +16,19 @@ def first_logit(logits):
     return logits[:, -1, 5]
 
 
+@pytest.fixture(scope="module", params=["llava-siglip-qwen2", "gemma3", "qwen2-vl"])
+def pair(request, tmp_path_factory):
+    """A tiny model, and the same weights with the attention that is written out in raw.py."""
+    folder = tiny(request.param, tmp_path_factory.mktemp(request.param))
+    return load(folder), unhooked(folder, attn_implementation=raw.REFERENCE)
+
+
 @torch.no_grad()
-def test_each_number_equals_renormalising_a_reference_pattern(model, reference, batches):
-    inputs, media = batches["mixed"], batches["mixed"].mask(*MEDIA)
+def test_each_number_equals_renormalising_a_reference_pattern(pair):
+    model, reference = pair
+    raw.route(reference)
+    inputs = ask(model, "mixed")
+    media = inputs.mask(*MEDIA)
     sources = {"media": media, "text": inputs.mask("text") & ~inputs.last()}
     found = knock_out_effect(model, inputs, first_logit, sources=sources, window=2)
     assert found.windows == tuple((start, start + 2) for start in range(model.cfg.n_layers - 1)) and found.sources == (
@@ -43,8 +53,8 @@ def test_each_number_equals_renormalising_a_reference_pattern(model, reference, 
 
 
 @torch.no_grad()
-def test_knocking_out_nothing_changes_nothing(model, batches):
-    inputs = batches["mixed"]
+def test_knocking_out_nothing_changes_nothing(pair):
+    model, inputs = pair[0], ask(pair[0], "mixed")
     nothing = torch.zeros_like(inputs.mask("all"))
     for queries, sources in ((nothing, ["image"]), (None, {"nothing": nothing})):
         found = knock_out_effect(model, inputs, first_logit, queries=queries, sources=sources)
