@@ -5,10 +5,10 @@
 A LLaVA with random weights (8 layers, d_model 512, 8 heads, d_mlp 1376: 25 M weights in the language model; 576 positions
 per image, float32) reads the same examples in turns: nothing attached, then a sweep, `samples / rounds` at a time. "DAPE" is
 the count of active positions of every neuron of language model, tower and projector, by five labels; "MINER" its five
-scores of the language model at image and text positions. "Plainly" is their procedure on transformers' eager attention,
-with products [position, position] x [position, unit] (causal attention as it is there, which is less work than theirs, who
-compute it once more without the mask). Printed are the median of the rounds' ratios of time, their quartiles, and the
-largest difference between what both came to.
+scores of the language model at image and text positions, with attention as the model has it, or without its causal mask,
+as their code takes it. "Plainly" is their procedure on transformers' eager attention: all heads' attention once more
+without the mask, and products [position, position] x [position, unit]. Printed are the median of the rounds' ratios of time,
+their quartiles, and the largest difference between what both came to.
 """
 
 import argparse
@@ -17,12 +17,14 @@ import platform
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mmlens import Example, HookedMLLM, SampleStats, TokenStats, sweep
 from mmlens.testing import tiny
@@ -61,22 +63,30 @@ def miner(model, examples, batch_size, causal=True):
     return sweep(model, examples, {"scores": scores}, batch_size=batch_size, progress=False)["scores"]
 
 
+def unmasked(attention, hidden_states, position_embeddings, **others):
+    """Return the mean over heads of the softmax over all keys, the causal mask left out."""
+    shape = (*hidden_states.shape[:-1], -1, attention.head_dim)
+    query, key = (part(hidden_states).view(shape).transpose(1, 2) for part in (attention.q_proj, attention.k_proj))
+    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+    return torch.softmax(query @ key.transpose(2, 3) * attention.scaling, dim=-1)[0].mean(0)
+
+
 def plainly(eager, model, examples):
     """Return MINER's scores [score, group, layer, unit], one example at a time, as their text has them (methods.md 4.c)."""
     layers = eager.model.language_model.layers
     seen, total = {}, torch.zeros(len(FIVE), len(GROUPS), len(layers), layers[0].mlp.down_proj.in_features)
     handles = []
     for layer, block in enumerate(layers):
-        handles += [
-            block.self_attn.register_forward_hook(lambda m, a, out, layer=layer: seen.__setitem__(("s", layer), out[1])),
-            block.mlp.act_fn.register_forward_hook(lambda m, a, out, layer=layer: seen.__setitem__(("a", layer), out)),
-        ]
+        see = partial(lambda layer, module, args, kwargs: seen.__setitem__(("s", layer), unmasked(module, **kwargs)), layer)
+        act = partial(lambda layer, module, args, out: seen.__setitem__(("a", layer), out), layer)
+        handles.append(block.self_attn.register_forward_pre_hook(see, with_kwargs=True))
+        handles.append(block.mlp.act_fn.register_forward_hook(act))
     with torch.no_grad():
         for one in examples:
             inputs = model.to_inputs(one.text, images=one.images)
             eager(**inputs.kwargs(), use_cache=False)
             for layer in range(len(layers)):
-                pattern = seen["s", layer][0].mean(0)
+                pattern = seen["s", layer]
                 for column, group in enumerate(GROUPS):
                     where = inputs.mask(group)[0]
                     a, s = seen["a", layer][0][where], pattern[where][:, where]
@@ -138,8 +148,8 @@ def main(threads, samples, rounds, batch_size, out):
             lambda x: miner(model, x, batch_size, causal=False),
             lambda x: nothing(model, x, batch_size),
         ),
-        ("MINER's scores, one by one", "MINER's, plainly"): (
-            lambda x: miner(model, x, 1),
+        ("MINER's scores, unmasked", "MINER's, plainly"): (
+            lambda x: miner(model, x, 1, causal=False),
             lambda x: plainly(eager, model, x),
         ),
     }
