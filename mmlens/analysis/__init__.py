@@ -4,6 +4,7 @@ from mmlens.analysis.ablation import AblationCurve, ablation_curve
 from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
+from mmlens.analysis.convergence import Convergence, last_token_convergence
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
 from mmlens.analysis.fields import ReceptiveField, receptive_field
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionRows",
     "AttentionSinks",
     "Attribution",
+    "Convergence",
     "Decoding",
     "DirectAttribution",
     "GroupGeometry",
@@ -49,6 +51,7 @@ __all__ = [
     "grad_x_activation",
     "group_geometry",
     "knock_out_effect",
+    "last_token_convergence",
     "logit_lens",
     "nearest_tokens",
     "probing_score",
