@@ -25,6 +25,12 @@ def test_every_listed_point_fires_where_there_is_a_picture(model, batches):
     assert fired == set(model.hook_names)
 
 
+def at_the_ends(model):
+    """Return the points of the first and the last layer, and those of none: the other layers' are like them."""
+    middle = {str(layer) for layer in range(1, model.cfg.n_layers - 1)}
+    return [name for name in model.hook_names if name.partition("blocks.")[2].partition(".")[0] not in middle]
+
+
 @torch.no_grad()
 def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, batches):
     inputs = batches["one"]
@@ -36,10 +42,8 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
             return (x + 1) % model.cfg.d_vocab
         return torch.where(x > visible, x + 0.3 * raw.noise(x.clamp(min=-1e3)), x)
 
-    middle = {str(layer) for layer in range(1, model.cfg.n_layers - 1)}
-    for name in model.hook_names:  # the first and the last layer: the others are like them
-        layer = name.partition("blocks.")[2].partition(".")[0]
-        if lookup(name, model.points.read_only) is None and layer not in middle:
+    for name in at_the_ends(model):
+        if lookup(name, model.points.read_only) is None:
             after = model.run_with_hooks(inputs, fwd_hooks=[(name, shake)])
             if (after - before).abs().max() < 1e-4:
                 unseen.append(name)
@@ -49,7 +53,7 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
 @torch.no_grad()
 def test_every_read_only_point_can_be_read_and_refuses_an_edit(model):
     inputs = ask(model, "one")  # the last edit is made in place: in inputs that no other test shares
-    refused = [name for name in model.hook_names if lookup(name, model.points.read_only) is not None]
+    refused = [name for name in at_the_ends(model) if lookup(name, model.points.read_only) is not None]
     read_whole = [live > len(model.widths[tower]) for tower, live in model.family.live_layers(model.hf_model.config).items()]
     assert refused or all(read_whole)
     for name in refused:
