@@ -28,7 +28,15 @@ def pytest_cmdline_main(config):
 ORGANISMS = ("pictoworld-frozen",)  # the tuned one is of the same shape, and Pictosound a Qwen2-Audio, as is a tiny model
 
 
-@pytest.fixture(scope="session", params=[*FAMILIES, *ORGANISMS])
+ALIKE = (
+    "internvl-normed-qwen2",
+    "prefix-llama",
+    "prefix-opt",
+)  # each has a sister in the test command: `-m slow` runs these
+SHARED = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in (*FAMILIES, *ORGANISMS)]
+
+
+@pytest.fixture(scope="session", params=SHARED)
 def folder(request, tmp_path_factory):
     target = tmp_path_factory.mktemp(request.param)
     if request.param in FAMILIES:
