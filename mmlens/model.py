@@ -20,7 +20,7 @@ from mmlens.families import family_of, prefix
 from mmlens.families.parts import activation_beside
 from mmlens.families.plain import plain
 from mmlens.hooks import Hook, counted_runs, feed, module_of, neuron_hook
-from mmlens.inputs import Inputs
+from mmlens.inputs import Inputs, Row
 from mmlens.liveness import HookPoints, InertHook, NamesFilter, Watch, guard
 from mmlens.loading import best_device, load
 from mmlens.prompts import check_length, instead, rows_of
@@ -167,11 +167,7 @@ class HookedMLLM:
         media that the model does not take.
         """
         media: dict[str, Any] = dict(images=images, videos=videos, audio=audio)
-        rows = rows_of(self.family, self.processor, text, **media, chat=chat, answer=answer)
-        pad = self.tokenizer.pad_token_id
-        inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
-        check_length(inputs, self.hf_model.config)
-        return inputs.to(self.device)
+        return self._batch(rows_of(self.family, self.processor, text, **media, chat=chat, answer=answer))
 
     def with_images(self, inputs: Inputs, images: Any) -> Inputs:
         """Return the same prompts and answers with other pictures, position by position in line with `inputs`.
@@ -179,16 +175,17 @@ class HookedMLLM:
         `images` is as in `to_inputs`, with None for a row that keeps its own. Raises ValueError where the tokens would not
         be the same: another number of pictures, or, in models whose number of positions depends on it, another size.
         """
-        return self._instead(inputs, images=images)
+        return self._batch(instead(self.family, self.processor, inputs, images=images))
 
     def with_audio(self, inputs: Inputs, audio: Any) -> Inputs:
         """Return the same prompts and answers with other sounds, in line with `inputs`: see `with_images`."""
-        return self._instead(inputs, audio=audio)
+        return self._batch(instead(self.family, self.processor, inputs, audio=audio))
 
-    def _instead(self, inputs: Inputs, **media: Any) -> Inputs:
+    def _batch(self, rows: Sequence[Row]) -> Inputs:
         pad = self.tokenizer.pad_token_id
-        rows = instead(self.family, self.processor, inputs, **media)
-        return Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad).to(self.device)
+        inputs = Inputs.from_rows(rows, pad=self.tokenizer.eos_token_id or 0 if pad is None else pad)
+        check_length(inputs, self.hf_model.config)
+        return inputs.to(self.device)
 
     # ---------------------------------------------------------------- running
 

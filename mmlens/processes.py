@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,5 +73,9 @@ def processes() -> Processes:
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return Processes()
     reaches_memory = distributed.get_backend() == "gloo" or "cpu:" in str(distributed.get_backend_config())
-    group = None if reaches_memory else distributed.new_group(backend="gloo", timeout=TIMEOUT)
-    return Processes(distributed.get_rank(), distributed.get_world_size(), group)
+    return Processes(distributed.get_rank(), distributed.get_world_size(), None if reaches_memory else _group_in_memory())
+
+
+@cache
+def _group_in_memory() -> Any:
+    return distributed.new_group(backend="gloo", timeout=TIMEOUT)

@@ -23,9 +23,7 @@ def rows_of(
 ) -> list[Row]:
     """Return a row for each text, as `HookedMLLM.to_inputs` documents it."""
     texts, single = _strings(text, "text"), isinstance(text, str)
-    for kind, media in {"image": images, "video": videos, "audio": audio}.items():
-        if media is not None and kind not in family.takes:
-            raise ValueError(f"a {family.model_type} model takes {' and '.join(family.takes)}, got {kind}: leave it out")
+    _check_kinds(family, images=images, videos=videos, audio=audio)
     per_row = media_per_row(len(texts), single=single, images=images, videos=videos, audio=audio)
     answers = [answer] * len(texts) if isinstance(answer, str) else _strings(answer, "answer")
     if len(answers) != len(texts):
@@ -37,6 +35,7 @@ def rows_of(
 
 def instead(family: Family, processor: Any, inputs: Inputs, **media: Any) -> list[Row]:
     """Return the rows of `inputs` with other media in place of those of the same kind, as `with_images` documents it."""
+    _check_kinds(family, **media)
     given = media_per_row(len(inputs), single=len(inputs) == 1, **media)
     rows: list[Row] = []
     for row, shown in enumerate(given):
@@ -65,6 +64,13 @@ def check_length(inputs: Inputs, config: Any) -> None:
             f"this model reads at most {most} positions, got {inputs.tokens.shape[1]} ({inputs}): shorten the text, or "
             "give fewer or smaller media"
         )
+
+
+def _check_kinds(family: Family, *, images: Any = None, videos: Any = None, audio: Any = None) -> None:
+    """Raise ValueError for media of a kind that the model does not take."""
+    for kind, media in {"image": images, "video": videos, "audio": audio}.items():
+        if media is not None and kind not in family.takes:
+            raise ValueError(f"a {family.model_type} model takes {' and '.join(family.takes)}, got {kind}: leave it out")
 
 
 def _row(family: Family, processor: Any, text: str, media: Media, answer: str, *, chat: bool) -> Row:

@@ -38,6 +38,12 @@ def test_a_row_may_keep_its_picture(small):
     assert swapped.digest() == small.to_inputs(["what", "which object is red"], images=[picture(0), picture(2)]).digest()
 
 
+def test_media_of_a_kind_that_the_model_does_not_take_are_refused(small):
+    inputs = small.to_inputs("what", images=picture(0))
+    with pytest.raises(ValueError, match="a llava model takes image, got audio"):
+        small.with_audio(inputs, sound(0))
+
+
 def test_media_that_do_not_line_up_are_refused(small, tmp_path):
     inputs = small.to_inputs("what", images=picture(0))
     with pytest.raises(ValueError, match="every <image> in the text stands for one image"):

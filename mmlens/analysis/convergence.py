@@ -50,18 +50,17 @@ class Convergence(Result):
 
     def difference(self, curve: Curve) -> Float[Tensor, "..."]:
         """Return a curve with the neurons ablated less that of the clean run. Raises ValueError where none were."""
-        return getattr(self._ablated, curve) - getattr(self.clean, curve)
-
-    def random_difference(self, curve: Curve) -> Float[Tensor, "draw ..."]:
-        """Return the same of the random sets, draw by draw."""
-        _ = self._ablated
-        return torch.stack([getattr(one, curve) for one in self.random]) - getattr(self.clean, curve)
-
-    @property
-    def _ablated(self) -> Curves:
         if self.ablated is None:
             raise ValueError("a difference is between two runs: give last_token_convergence the `neurons` to ablate")
-        return self.ablated
+        return getattr(self.ablated, curve) - getattr(self.clean, curve)
+
+    def random_difference(self, curve: Curve) -> Float[Tensor, "draw ..."]:
+        """Return the same of the random sets, draw by draw. Raises ValueError where none were drawn."""
+        if not self.random:
+            raise ValueError(
+                "random differences are of random sets: give last_token_convergence `neurons`, and draws above 0"
+            )
+        return torch.stack([getattr(one, curve) for one in self.random]) - getattr(self.clean, curve)
 
 
 def last_token_convergence(

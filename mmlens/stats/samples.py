@@ -185,27 +185,23 @@ def _reduce(
     """Return each statistic over the positions, in float64 and piece by piece: nothing of their size is kept."""
     count, width = values.shape
     step = step_of(values)
-    found = torch.zeros(len(statistics), width, dtype=torch.float64, device=values.device)
-    summed = {"mean": torch.full((count,), 1 / count, dtype=torch.float64, device=values.device), **weights}
-    rows = [row for row, name in enumerate(statistics) if name in summed]
-    table = torch.stack([summed[statistics[row]] for row in rows]) if rows else found[:0]
     wide = torch.empty(step, width, dtype=torch.float64, device=values.device)
     above = torch.empty(step, width, device=values.device)
-    for name in statistics:
-        if name == "max":
-            found[statistics.index(name)] = -torch.inf
+    equal = torch.full((count,), 1 / count, dtype=torch.float64, device=values.device)
+    summed: dict[SampleStatistic, Tensor] = {"mean": equal, **weights}
+    names: list[SampleStatistic] = [name for name in statistics if name in summed]
+    table = torch.stack([summed[name] for name in names]) if names else equal.new_empty(0, count)
+    sums, active, largest = wide.new_zeros(len(names), width), wide.new_zeros(width), wide.new_full((width,), -torch.inf)
     for start in range(0, count, step):
         part = values[start : start + step]
-        if rows:
-            found[rows] += table[:, start : start + step] @ wide[: len(part)].copy_(part)
+        if names:
+            sums += table[:, start : start + step] @ wide[: len(part)].copy_(part)
         if "probability" in statistics:  # whole numbers below 2^24: exact in float32
-            found[statistics.index("probability")] += torch.gt(part, 0, out=above[: len(part)]).sum(0)
+            active += torch.gt(part, 0, out=above[: len(part)]).sum(0)
         if "max" in statistics:
-            largest = found[statistics.index("max")]
             torch.maximum(largest, part.amax(0).double(), out=largest)
-    if "probability" in statistics:
-        found[statistics.index("probability")] /= count
-    return found
+    found = {"probability": active / count, "max": largest, **dict(zip(names, sums, strict=True))}
+    return torch.stack([found[name] for name in statistics])
 
 
 def _weights(
