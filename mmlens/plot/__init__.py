@@ -2,6 +2,7 @@
 
 from mmlens.plot.ablation import ablation_curve
 from mmlens.plot.attention import attention_rows
+from mmlens.plot.convergence import convergence
 from mmlens.plot.direct_attribution import direct_attribution
 from mmlens.plot.evaluation import evaluation
 from mmlens.plot.knock_out import knock_out_effect
@@ -15,6 +16,7 @@ from mmlens.plot.strongest import strongest
 __all__ = [
     "ablation_curve",
     "attention_rows",
+    "convergence",
     "direct_attribution",
     "evaluation",
     "knock_out_effect",

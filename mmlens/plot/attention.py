@@ -11,8 +11,8 @@ from mmlens.analysis import AttentionRows
 from mmlens.grid import finest
 from mmlens.inputs import Inputs
 from mmlens.plot.canvas import canvas, focus, grid_lines, height, middle, picture, pictures
+from mmlens.plot.curves import GROUPS
 
-SHOWN = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6"}
 MOST = 4  # layers that are drawn on the picture
 
 
@@ -71,7 +71,7 @@ def attention_rows(
     for axes in cells[len(chosen) :]:
         axes.set_axis_off()
     axes = lower.subplots()
-    curves = {kind: (result.mass(kind), color) for kind, color in SHOWN.items() if inputs.mask(kind)[row].any()}
+    curves = {kind: (result.mass(kind), color) for kind, color in GROUPS.items() if inputs.mask(kind)[row].any()}
     if sinks is not None:
         curves["sinks"] = result.mass(sinks), "black"
     for name, (mass, color) in curves.items():

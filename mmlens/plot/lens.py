@@ -15,9 +15,9 @@ from mmlens.grid import Grid, finest
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.plot.canvas import canvas, focus, grid_lines, height, middle, picture, pictures, plain
+from mmlens.plot.curves import GROUPS, layer_axis
 
 CELLS = 12  # words side by side that can still be read
-SHOWN = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6"}
 
 
 def logit_lens(
@@ -112,18 +112,15 @@ def _words(axes: Axes, grid: Grid, indices: list[list[int]], words: list[str], e
 
 def _curves(axes: Axes, result: LogitLens, inputs: Inputs, row: int) -> None:
     depth = result.entropy.shape[0]
-    for modality, color in SHOWN.items():
+    for modality, color in GROUPS.items():
         where = torch.zeros_like(inputs.tokens, dtype=torch.bool)
         where[row] = inputs.mask(modality)[row]
         if bool(where.any()):
             mean, n = result.mean_entropy(where.cpu()), int(where.sum())
             axes.plot(range(depth), mean, marker="o", color=color, label=f"{modality} ({n} position{'' if n == 1 else 's'})")
-    axes.set_xticks(range(0, depth, max(1, depth // 12)))
+    layer_axis(axes, depth)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("layer (the stream that enters it; the last is the output)")
     axes.set_ylabel("mean entropy (nats)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
 
 
