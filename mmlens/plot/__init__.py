@@ -5,6 +5,7 @@ from mmlens.plot.attention import attention_rows
 from mmlens.plot.convergence import convergence
 from mmlens.plot.direct_attribution import direct_attribution
 from mmlens.plot.evaluation import evaluation
+from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
 from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
 from mmlens.plot.nearest_tokens import nearest_tokens
@@ -19,11 +20,14 @@ __all__ = [
     "convergence",
     "direct_attribution",
     "evaluation",
+    "group_geometry",
     "knock_out_effect",
     "logit_lens",
     "nearest_tokens",
     "neurons",
     "patching",
     "positions",
+    "probing_score",
     "strongest",
+    "telomere_score",
 ]
