@@ -12,6 +12,7 @@ from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching
 from mmlens.plot.positions import positions
+from mmlens.plot.stages import stages
 from mmlens.plot.strongest import strongest
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "patching",
     "positions",
     "probing_score",
+    "stages",
     "strongest",
     "telomere_score",
 ]
