@@ -10,8 +10,15 @@ from PIL import Image
 from scipy.stats import ttest_1samp
 from support import ask, picture
 
-from mmlens import Neurons, plot
-from mmlens.analysis import group_geometry, last_token_convergence, probing_score, telomere_score, turning_points
+from mmlens import Neurons, metrics, plot
+from mmlens.analysis import (
+    group_geometry,
+    knock_out_effect,
+    last_token_convergence,
+    probing_score,
+    telomere_score,
+    turning_points,
+)
 from mmlens.plot.canvas import OURS, RANDOM, png
 from mmlens.plot.curves import GROUPS
 
@@ -52,7 +59,7 @@ def panels(figure, groups):
         **{f"of {name} positions": ("centroids", place) for place, name in enumerate(groups)},
         **{f"on {name} positions": ("mass", place) for place, name in enumerate(groups)},
     }
-    return {titles[axes.get_title().split("\n")[1]]: axes for axes in figure.axes}
+    return {titles[axes.get_title().split("\n")[-1]]: axes for axes in figure.axes}
 
 
 def rows_with(inputs, group):
@@ -103,7 +110,7 @@ def test_differences_are_drawn_row_by_row_around_zero_and_need_neurons(small, in
         torch.testing.assert_close(mean["neurons"], result.difference(curve)[whole].nanmean(-1))
         torch.testing.assert_close(thin, result.random_difference(curve)[:, whole].nanmean(-1))
         assert "clean" not in mean and axes.lines[0].get_ydata() == [0, 0]
-        assert axes.get_title().startswith("change of the ")
+        assert axes.get_title().startswith("change of the\n")
     with pytest.raises(ValueError, match="give last_token_convergence the `neurons`"):
         plot.convergence(last_token_convergence(small, inputs), show="difference")
 
@@ -223,3 +230,15 @@ def test_turning_points_at_the_same_layer_are_both_seen(bent):
     for name in bent:
         seen = (np.abs(column - np.array(to_rgb(GROUPS[name]))).max(-1) < 0.1).sum()
         assert seen > 20, f"the line of {name} is hidden"
+
+
+def test_the_sources_of_a_knock_out_that_were_drawn_at_random_are_grey_and_others_are_not(small, pictured):
+    image = pictured.mask("image")
+    sources = {"image": image, "some of it": image & (torch.arange(image.shape[1]) % 3 == 0)}
+    target = torch.tensor([small.to_token("car")] * 2)
+    result = knock_out_effect(small, pictured, lambda logits: metrics.log_prob(logits, target), sources=sources)
+    (axes,) = plot.knock_out_effect(result, controls=["some of it"]).axes
+    grey = {line.get_label(): same_color(line.get_color(), RANDOM) for line in axes.lines if line.get_label() in sources}
+    assert grey == {"image": False, "some of it": True}
+    with pytest.raises(ValueError, match="among the sources image, some of it, got 'text'"):
+        plot.knock_out_effect(result, controls=["text"])

@@ -69,5 +69,5 @@ def _panel(axes: Axes, result: Convergence, curve: Curve, group: int | None, sho
     if ablated is not None:
         mean_curve(axes, ablated, color=OURS, label="neurons ablated")
     title = TITLES[curve].format(group="" if group is None else plain(result.groups[group]))
-    axes.set_title(title if show == "runs" else f"change of the {title}", fontsize=10)
+    axes.set_title(title if show == "runs" else f"change of the\n{title}", fontsize=10)
     layer_axis(axes, len(clean), label="layer")
