@@ -211,6 +211,14 @@ class HookPoints:
         handle = point.add_hook(fn, dir=direction, alias_names=[name], prepend=prepend)
         stack.callback(_take_off, point, handle)
 
+    def hooked(self) -> list[str]:
+        """Return the names of the points on which somebody's hooks lie now (a family's own, which stay, do not count)."""
+        return [
+            name
+            for name, point in self.by_name.items()
+            if any(not handle.is_permanent for handle in (*point.fwd_hooks, *point.bwd_hooks))
+        ]
+
     @contextmanager
     def whole_edits(self) -> Iterator[None]:
         """Let what hooks return at `hook_resid_mid` reach the skip path, for the length of a run.
