@@ -4,6 +4,7 @@ from mmlens.analysis.ablation import AblationCurve, ablation_curve
 from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
+from mmlens.analysis.attribution_patching import attribution_patching
 from mmlens.analysis.convergence import Convergence, last_token_convergence
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
@@ -45,6 +46,7 @@ __all__ = [
     "activation_patching",
     "attention_rows",
     "attention_sinks",
+    "attribution_patching",
     "decode",
     "direct_logit_attribution",
     "fit_tuned_lens",

@@ -55,6 +55,10 @@ class Nodes:
             return self.neurons.get(layer, torch.tensor([], dtype=torch.long))
         return None if number is None else torch.tensor([number])
 
+    def together(self, layer: int) -> Part:
+        """Return all heads or units that are meant in a layer, None for all there are."""
+        return torch.tensor(self.parts) if self.parts else self.part(layer, None)
+
     def choose(self, values: Float[Tensor, "place ..."], part: Part) -> Float[Tensor, "place ..."]:
         """Return the heads (the axis behind places) or units (the last axis) of `part`."""
         if part is None:
