@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlens.analysis.attention_rows import positions_of, read_rows
@@ -70,17 +70,18 @@ def last_token_convergence(
     groups: Sequence[str] = ("image", "text", "special"),
     neurons: Neurons | None = None,
     value: float = 0.0,
+    where: Bool[Tensor, "batch pos"] | None = None,
     draws: int = 10,
     seed: int = 0,
 ) -> Convergence:
     """Return how each row's last position converges, and, with `neurons`, how it does with them held at `value`.
 
-    Ablated runs are compared to their own final state and output; beside them stand `draws` random sets of as many neurons
-    in the same layers. Source: claim III of Huang et al. 2024 (methods 4.h), whose code for it was not released; the
+    They are held there at the `where` positions (default: all). Ablated runs are compared to their own final state and
+    output; beside them stand `draws` random sets of as many neurons in the same layers. Source: claim III of Huang et al. 2024 (methods 4.h), whose code for it was not released; the
     definitions are ours.
     """
     sets = [] if neurons is None else [neurons, *(neurons.random_like(seed=seed * 1000 + draw) for draw in range(draws))]
-    curves = [_curves(model, inputs, groups, ablate(one, value=value)) for one in sets]
+    curves = [_curves(model, inputs, groups, ablate(one, value=value, where=where)) for one in sets]
     return Convergence(
         groups=tuple(groups),
         clean=_curves(model, inputs, groups, []),

@@ -60,6 +60,11 @@ def test_ablating_nothing_alive_changes_nothing_and_random_sets_are_the_hooks_ow
         found = last_token_convergence(model, inputs, neurons=neurons, draws=2)
     for curve in ("cosine", "mass", "kl"):
         assert found.difference(curve).abs().max() == 0 and found.random_difference(curve).abs().max() == 0
+    image = inputs.mask("image")
+    found = last_token_convergence(model, inputs, neurons=neurons, where=image, draws=0)
+    with model.hooks(fwd_hooks=hooks.ablate(neurons, where=image)):
+        assert found.ablated is not None
+        assert torch.equal(found.ablated.kl, last_token_convergence(model, inputs).clean.kl)
     found = last_token_convergence(model, inputs, neurons=neurons, draws=2, seed=3)
     off = hooks.ablate(neurons.random_like(seed=3001))
     with model.hooks(fwd_hooks=off):

@@ -12,9 +12,11 @@ from mmlens import HookedMLLM, Neurons, metrics, top_k
 from mmlens.analysis import (
     ablation_curve,
     activation_patching,
+    attribution_patching,
     decode,
     direct_logit_attribution,
     grad_x_activation,
+    last_token_convergence,
     logit_lens,
     receptive_field,
     residual,
@@ -235,24 +237,85 @@ def fields(case, model, neurons, row):
 PLACES = {("bell", "drum"): "carry", ("car", "boat"): "speak"}
 
 
-@pytest.mark.parametrize("pair", PLACES, ids="-".join)
-def test_patching_finds_the_layers_and_positions_of_the_circuit(case, pair):
+@pytest.fixture(scope="module", params=PLACES, ids="-".join)
+def hops(case, request):
+    """A clean and a corrupted run that show different things of one circuit, a metric, and where they are shown."""
     shown = [(3, {"domain": "noon", "seed": 5}), (20, {"domain": "dusk", "seed": 6})]
     clean, corrupted = (
         case.model.to_inputs(**case.made.arguments([case.made.stimulus({at: noun}, **rest) for at, rest in shown]))
-        for noun in pair
+        for noun in request.param
     )
-    correct, wrong = (tokens(case, [noun] * len(shown)) for noun in pair)
-    metric = partial(metrics.logit_diff, correct=correct, wrong=wrong)
+    correct, wrong = (tokens(case, [noun] * len(shown)) for noun in request.param)
     media = clean.mask(case.modality)[0].nonzero()[:, 0]
     here = torch.zeros_like(clean.mask("all"))
     here[range(len(shown)), media[[at for at, _ in shown]]] = True
-    last, every = clean.last(), clean.mask(case.modality)
-    sites = {"shown": here, "asking": last, "other media": every & ~here, "other": ~every & ~last}
-    found = activation_patching(case.model, clean=clean, corrupted=corrupted, metric=metric, sites=sites)
-    layer, _ = case.key.heads[PLACES[pair]]
+    return SimpleNamespace(
+        runs=dict(clean=clean, corrupted=corrupted, metric=partial(metrics.logit_diff, correct=correct, wrong=wrong)),
+        here=here,
+        last=clean.last(),
+        nouns=request.param,
+        head=case.key.heads[PLACES[request.param]],
+    )
+
+
+def test_patching_finds_the_layers_and_positions_of_the_circuit(case, hops):
+    every = hops.runs["clean"].mask(case.modality)
+    sites = {"shown": hops.here, "asking": hops.last, "other media": every & ~hops.here, "other": ~every & ~hops.last}
+    found = activation_patching(case.model, **hops.runs, sites=sites)
+    layer, _ = hops.head
     expected = torch.zeros_like(found.effect)
     expected[: layer + 1, 0], expected[layer + 1 :, 1] = 1.0, 1.0
     assert (found.effect - expected).abs().max() < 0.1
     assert (found.clean_metric - found.corrupted_metric).min() > 15
-    assert (metric(case.twin(clean)) - metric(case.twin(corrupted))).abs().max() < 1
+    twins = [hops.runs["metric"](case.twin(hops.runs[run])) for run in ("clean", "corrupted")]
+    assert (twins[0] - twins[1]).abs().max() < 1
+
+
+@torch.no_grad()
+def test_patching_position_by_position_finds_the_one_that_shows_it_and_then_the_one_that_is_asked(case, hops):
+    found = activation_patching(case.model, **hops.runs).effect
+    layer, length = hops.head[0], hops.last.shape[1]
+    for row in range(2):
+        expected = torch.zeros(case.model.cfg.n_layers, length)
+        expected[: layer + 1, hops.here[row].nonzero()[0]], expected[layer + 1 :, length - 1] = 1.0, 1.0
+        assert (found[..., row] - expected).abs().max() < 0.1
+
+
+def test_patching_and_attribution_find_the_head_among_all_and_its_twin_has_none(case, hops):
+    heads, site = range(case.model.cfg.n_heads), {"asking": hops.last}
+    exact = activation_patching(case.model, **hops.runs, activation="z", sites=site, heads=heads)
+    effect = exact.effect[:, 0]  # [layer, head, row]
+    assert [tuple(one) for one in (effect.mean(-1) > 0.5).nonzero().tolist()] == [hops.head]
+    others = effect.clone()
+    others[hops.head] = 0
+    assert (effect[hops.head] - 1).abs().max() < 0.1 and others.abs().max() < 0.1
+    linear = attribution_patching(case.model, **hops.runs, activation="z", sites=site, heads=heads)
+    change = (linear.metric - linear.corrupted_metric)[:, 0].mean(-1)
+    assert tuple(map(int, np.unravel_index(int(change.argmax()), change.shape))) == hops.head
+    assert change[hops.head] > 5 * change.flatten().sort().values[-2]
+    twin = activation_patching(case.twin, **hops.runs, activation="z", sites=site, heads=heads)
+    moved = (twin.metric - twin.corrupted_metric).abs().max()
+    assert moved < 0.1 * (exact.clean_metric - exact.corrupted_metric).min()
+
+
+def test_patching_the_concept_neurons_brings_the_noun_back_and_as_many_random_ones_do_not(case, hops):
+    if PLACES[hops.nouns] != "speak":
+        pytest.skip("of the other circuit, the neurons are behind the head: they are in the test of the asking position")
+    neurons = case.key.concepts[hops.nouns[0]] | case.key.concepts[hops.nouns[1]]
+    first, depth = min(neurons.layer.tolist()), max(neurons.layer.tolist()) + 1
+    together = dict(activation="post", sites={"shown": hops.here}, layers=[first], window=depth - first)
+    found = activation_patching(case.model, **hops.runs, units=neurons, **together)
+    assert (found.effect - 1).abs().max() < 0.1
+    for seed in range(3):
+        random = activation_patching(case.model, **hops.runs, units=neurons.random_like(seed=seed), **together)
+        assert random.effect.abs().max() < 0.1
+
+
+def test_the_last_position_converges_behind_the_head_that_brings_the_noun(case):
+    layer, _ = case.key.heads["speak"]
+    cars = case.model.to_inputs(**case.made.arguments([one for one in case.stimuli if one.answer == "car"]))
+    ours, twins = (last_token_convergence(model, cars, groups=(case.modality,)).clean for model in (case.model, case.twin))
+    fall = -ours.kl.mean(-1).diff()
+    assert int(fall.argmax()) == layer  # row l + 1 is behind block l
+    assert ours.kl[layer].min() > 5 * ours.kl[layer + 1].max()
+    assert twins.kl.max() < 0.1 * ours.kl[0].min()  # in the twin, there is nothing to converge to
