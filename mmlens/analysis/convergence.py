@@ -77,8 +77,8 @@ def last_token_convergence(
     """Return how each row's last position converges, and, with `neurons`, how it does with them held at `value`.
 
     They are held there at the `where` positions (default: all). Ablated runs are compared to their own final state and
-    output; beside them stand `draws` random sets of as many neurons in the same layers. Source: claim III of Huang et al. 2024 (methods 4.h), whose code for it was not released; the
-    definitions are ours.
+    output; beside them stand `draws` random sets of as many neurons in the same layers. Source: claim III of Huang et al.
+    2024 (methods 4.h), whose code for it was not released; the definitions are ours.
     """
     sets = [] if neurons is None else [neurons, *(neurons.random_like(seed=seed * 1000 + draw) for draw in range(draws))]
     curves = [_curves(model, inputs, groups, ablate(one, value=value, where=where)) for one in sets]

@@ -15,7 +15,7 @@ from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
-Projection = Literal["pca", "tsne"]
+Projection = Literal["pca", "tsne", "umap"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -25,8 +25,8 @@ class GroupGeometry(Result):
     `cosine` is that of the groups' centroids, each the mean of its positions' directions (NaN for a group that a row has
     not). `silhouette` (-1 to 1, by cosine distance) says how well the groups separate: near 1, each lies by itself; near 0,
     they overlap; NaN where a row has one group. `plane` has the coordinates of all positions of these groups on two axes,
-    layer by layer: principal components of their directions (with `explained`, the share of variance), or t-SNE. `row` and
-    `group` say whose they are.
+    layer by layer: principal components of their directions (with `explained`, the share of variance), t-SNE or UMAP. `row`
+    and `group` say whose they are.
     """
 
     groups: tuple[str, ...]
@@ -83,7 +83,8 @@ def group_geometry(
 ) -> GroupGeometry:
     """Return how groups of positions lie to each other in the stream before every block, and behind the last.
 
-    `groups` are as in `Inputs.mask`, and share no position. `seed` is t-SNE's. Raises ValueError for groups that overlap.
+    `groups` are as in `Inputs.mask`, and share no position. `seed` is t-SNE's and UMAP's. Raises ValueError for groups that
+    overlap, ImportError for UMAP where it is not installed.
     Source: claim II of Huang et al. 2024 (methods 4.h), whose code for it was not released; the definitions are ours, on
     directions, as lengths grow with depth.
     """
@@ -211,17 +212,29 @@ def _apart(directions: Float[Tensor, "pos d_model"], member: Int[Tensor, " pos"]
 
 
 def _plane(points: Float[Tensor, "position d_model"], projection: Projection, seed: int) -> tuple[Tensor, Tensor]:
-    """Return points on two axes, and the shares of variance of principal ones (NaN of t-SNE's)."""
-    if projection == "tsne":
-        from sklearn.manifold import TSNE
-
-        nearby = min(30.0, max(1.0, (len(points) - 1) / 3))
-        placed = TSNE(perplexity=nearby, random_state=seed, init="pca", metric="cosine").fit_transform(points.numpy())
+    """Return points on two axes, and the shares of variance of principal ones (NaN of the others)."""
+    if projection != "pca":
+        placed = (_tsne if projection == "tsne" else _umap)(points.numpy(), seed)
         return torch.from_numpy(np.asarray(placed)).float(), torch.full((2,), torch.nan)
     centred = (points - points.mean(0)).double()
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     sign = v[:2].gather(1, v[:2].abs().argmax(1, keepdim=True)).sign()[:, 0]  # an axis points where it is largest
     return (u[:, :2] * s[:2] * sign).float(), (s[:2] ** 2 / (s**2).sum()).float()
+
+
+def _tsne(points: Float[np.ndarray, "position d_model"], seed: int) -> Any:
+    from sklearn.manifold import TSNE
+
+    nearby = min(30.0, max(1.0, (len(points) - 1) / 3))
+    return TSNE(perplexity=nearby, random_state=seed, init="pca", metric="cosine").fit_transform(points)
+
+
+def _umap(points: Float[np.ndarray, "position d_model"], seed: int) -> Any:
+    try:
+        from umap import UMAP  # pyright: ignore[reportMissingImports] (an extra)
+    except ImportError as error:
+        raise ImportError('UMAP is an extra, which is not installed: pip install "mmlens[umap]", or take t-SNE') from error
+    return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed, n_jobs=1, metric="cosine").fit_transform(points)
 
 
 def _both(inputs: Inputs, one: str, two: str) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:

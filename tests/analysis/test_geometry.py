@@ -1,5 +1,7 @@
 """Geometry of groups equals numpy's, separated clusters separate, and what reaches out or sits at an end is found."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,18 @@ def test_groups_that_overlap_or_are_not_there_are_refused(model, inputs):
     with pytest.raises(ValueError, match="swap them"):
         telomere_score(model, inputs, ends="image", of="special")
     assert group_geometry(model, inputs, groups=("image", "text", "audio")).cosine[0, 0, 0, 2].isnan()
+
+
+def test_umap_is_an_extra_and_says_so(model, inputs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match=r"pip install \"mmlens\[umap\]\""):
+        group_geometry(model, inputs, projection="umap")
+
+
+def test_umap_puts_the_same_points_on_a_plane(model, inputs):
+    pytest.importorskip("umap")
+    found = group_geometry(model, inputs, projection="umap")
+    assert found.plane.shape == (4, len(found.group), 2) and found.plane.isfinite().all()
 
 
 def test_t_sne_puts_the_same_points_on_a_plane(model, inputs):
