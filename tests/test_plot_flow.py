@@ -12,6 +12,7 @@ from support import ask, picture
 
 from mmlens import Neurons, metrics, plot
 from mmlens.analysis import (
+    activation_patching,
     group_geometry,
     knock_out_effect,
     last_token_convergence,
@@ -242,3 +243,45 @@ def test_the_sources_of_a_knock_out_that_were_drawn_at_random_are_grey_and_other
     assert grey == {"image": False, "some of it": True}
     with pytest.raises(ValueError, match="among the sources image, some of it, got 'text'"):
         plot.knock_out_effect(result, controls=["text"])
+
+
+def counterfactual(model, inputs):
+    """Return what patching takes: another picture behind the same words, and the difference of two logits."""
+    corrupted = model.with_images(inputs, [picture(4), picture(5)])
+    return dict(clean=inputs, corrupted=corrupted, metric=lambda logits: logits[:, -1, 7] - logits[:, -1, 8])
+
+
+def test_patching_writes_means_with_their_intervals_and_draws_heads_in_a_panel_for_each_site(small, pictured):
+    sites = {"image": pictured.mask("image"), "last": pictured.last()}
+    result = activation_patching(small, **counterfactual(small, pictured), activation="z", sites=sites, heads=[0, 2, 3])
+    figure = plot.patching(result)
+    low, high = result.interval()
+    for site, (axes, name) in enumerate(zip(figure.axes[:2], sites, strict=True)):
+        assert axes.get_title() == name and axes.get_xlabel() == "heads that get the clean z"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["H0", "H2", "H3"]
+        assert axes.images[0].get_clim() == (-1, 1)
+        shown = torch.as_tensor(axes.images[0].get_array().filled())
+        torch.testing.assert_close(shown, result.mean[:, site])
+        for text in axes.texts:
+            column, row = text.get_position()
+            mean, ends = text.get_text().split("\n")
+            assert float(mean) == pytest.approx(float(result.mean[row, site, column]), abs=0.006)
+            truth = [float(low[row, site, column]), float(high[row, site, column])]
+            assert [float(end) for end in ends.split(" to ")] == pytest.approx(truth, abs=0.006)
+        assert len(axes.texts) == 3 * small.cfg.n_layers
+
+
+def test_patching_position_by_position_is_drawn_on_the_picture_at_its_place(small, pictured):
+    runs = counterfactual(small, pictured)
+    result = activation_patching(small, **runs)
+    axes = plot.patching(result, tokens=small.to_str_tokens(pictured.tokens[0])).axes[0]
+    assert not axes.texts and axes.get_xticklabels()[0].get_text().startswith("0 ")
+    figure = plot.patching_on_picture(result, pictured, row=1, layers=[0, 2])
+    here = pictured.mask("image")[1].nonzero()[:, 0]
+    for axes, layer in zip(figure.axes[:2], (0, 2), strict=True):
+        assert axes.get_title() == f"before layer {layer}"
+        shades = torch.as_tensor(axes.images[-1].get_array().filled())
+        torch.testing.assert_close(shades.flatten(), result.effect[layer, here, 1])
+    some = activation_patching(small, **runs, positions=[3])
+    with pytest.raises(ValueError, match="patch all positions of the picture one by one"):
+        plot.patching_on_picture(some, pictured)

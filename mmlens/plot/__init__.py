@@ -10,7 +10,7 @@ from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
 from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
-from mmlens.plot.patching import patching
+from mmlens.plot.patching import patching, patching_on_picture
 from mmlens.plot.positions import positions
 from mmlens.plot.stages import stages
 from mmlens.plot.strongest import strongest
@@ -27,6 +27,7 @@ __all__ = [
     "nearest_tokens",
     "neurons",
     "patching",
+    "patching_on_picture",
     "positions",
     "probing_score",
     "stages",
