@@ -19,6 +19,7 @@ from mmlens.results import Provenance, Result
 Site = Literal["resid", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 Lens = Callable[[int, Float[Tensor, "n d_model"]], Float[Tensor, "n d_vocab"]]
 STREAM = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")  # before every block, and behind the last
+CACHED = 2**19  # logits that a CPU reads at a time: its cache holds them through all passes over them
 SMOOTH = 3  # layers that a curve is averaged over before its turning points are sought
 
 
@@ -58,22 +59,30 @@ def logit_lens(
     """Return top tokens and entropy of every layer and position, read through the final norm and the unembedding.
 
     `lens(row, stream)` reads logits from a row of the layer axis in another way (`TunedLens.lens(model)`). Only `chunk`
-    positions' logits are in memory at a time. Raises ValueError for another site, and UnknownHook where the model has it not
-    (`resid_mid` of parallel blocks). Source: nostalgebraist 2020; by modality and at four sites in Huo et al. 2024 (methods
-    C10).
+    positions' logits are in memory at a time, beside the run's own, which are the last row of "resid". Raises ValueError for
+    another site, and UnknownHook where the model has it not (`resid_mid` of parallel blocks). Source: nostalgebraist 2020;
+    by modality and at four sites in Huo et al. 2024 (methods C10).
     """
     if site not in get_args(Site):
         raise ValueError(f"a lens reads one of {', '.join(get_args(Site))}, got {site!r}")
     wanted = torch.tensor(list(targets), dtype=torch.long)
+    stream, depth = site == "resid", len(model.widths["language"])
     rows: list[tuple[Tensor, ...]] = []
 
-    def read(resid: Tensor, hook: Any) -> None:
-        reader = model.unembed if lens is None else partial(lens, len(rows))
-        pieces = [_read(reader, piece, top_k, wanted.to(resid.device)) for piece in resid.flatten(0, 1).split(chunk)]
-        rows.append(tuple(torch.cat(part).unflatten(0, resid.shape[:2]).cpu() for part in zip(*pieces, strict=True)))
+    def add(found: Tensor, reader: Callable[[Tensor], Tensor]) -> None:
+        pieces = [_read(reader(piece), top_k, wanted.to(found.device)) for piece in found.flatten(0, 1).split(chunk)]
+        rows.append(tuple(torch.cat(part).unflatten(0, found.shape[:2]).cpu() for part in zip(*pieces, strict=True)))
 
-    names = STREAM if site == "resid" else (f"blocks.*.hook_{site}",)
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in names])
+    def read(resid: Tensor, hook: Any) -> None:
+        if lens is not None:
+            add(resid, partial(lens, len(rows)))
+        elif not stream or len(rows) < depth:  # the last row of the stream is what the model says itself
+            add(resid, model.unembed)
+
+    names = STREAM if stream else (f"blocks.*.hook_{site}",)
+    logits = model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in names])
+    if stream and lens is None:
+        add(logits, lambda piece: piece)
     tokens, log_probs, entropy, target_log_probs, target_ranks = (torch.stack(part) for part in zip(*rows, strict=True))
     return LogitLens(
         site=site,
@@ -110,12 +119,18 @@ def turning_points(curve: Float[Tensor, " layer"]) -> tuple[int, int]:
     return pairs[misfits.index(min(misfits))]
 
 
-def _read(
-    reader: Callable[[Tensor], Tensor], resid: Float[Tensor, "n d_model"], top_k: int, targets: Tensor
-) -> tuple[Tensor, ...]:
-    log_probs = torch.log_softmax(reader(resid).float(), dim=-1)
+def _read(logits: Float[Tensor, "n d_vocab"], top_k: int, targets: Int[Tensor, " target"]) -> tuple[Tensor, ...]:
+    step = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    parts = [_read_part(part, top_k, targets) for part in logits.split(step)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _read_part(logits: Float[Tensor, "n d_vocab"], top_k: int, targets: Int[Tensor, " target"]) -> tuple[Tensor, ...]:
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     best, tokens = log_probs.topk(top_k, dim=-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    entropy = -log_probs.exp().mul_(log_probs).sum(-1)
     chosen = log_probs[:, targets]
-    ranks = (log_probs[:, None, :] > chosen[:, :, None]).sum(-1)
+    ranks = torch.zeros_like(chosen, dtype=torch.long)
+    for place, one in enumerate(chosen.unbind(-1)):
+        ranks[:, place] = (log_probs > one[:, None]).sum(-1)
     return tokens, best, entropy, chosen, ranks
