@@ -28,11 +28,15 @@ def pytest_cmdline_main(config):
 ORGANISMS = ("pictoworld-frozen",)  # the tuned one is of the same shape, and Pictosound a Qwen2-Audio, as is a tiny model
 
 
-ALIKE = (
+ALIKE = (  # each has a sister in the test command, whose mechanisms are its own: `-m slow` runs these
+    "idefics3",
     "internvl-normed-qwen2",
+    "llava-siglip-qwen2",
+    "paligemma",
     "prefix-llama",
     "prefix-opt",
-)  # each has a sister in the test command: `-m slow` runs these
+    "qwen2-vl",
+)
 SHARED = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in (*FAMILIES, *ORGANISMS)]
 
 
