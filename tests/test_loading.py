@@ -16,7 +16,16 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
 from mmlens import HookedMLLM, Neurons, hooks
-from mmlens.analysis import decode, direct_logit_attribution, grad_x_activation, logit_lens, nearest_tokens, residual
+from mmlens.analysis import (
+    activation_patching,
+    attribution_patching,
+    decode,
+    direct_logit_attribution,
+    grad_x_activation,
+    logit_lens,
+    nearest_tokens,
+    residual,
+)
 from mmlens.families import UnsupportedModel
 from mmlens.testing import tiny
 from mmlens.weights import UnreadableWeight, device_of, is_offloaded, output_rows, readable, units, weight_of
@@ -122,6 +131,17 @@ def test_the_sums_of_an_offloaded_models_cache_are_those_of_the_one_in_memory(aw
     for ours, theirs in zip(*found, strict=True):
         raw.same(ours, theirs, relative=0)
     assert away.hf_model.model.language_model.layers[1].mlp.down_proj.weight.is_meta  # they went back
+
+
+@pytest.mark.parametrize("activation", ["resid_pre", "z"])
+def test_patching_in_an_offloaded_model_is_that_of_the_one_in_memory(away, small, activation):
+    runs = dict(clean=ask(small, "padded"), corrupted=ask(small, "padded", first=5))
+    how = dict(activation=activation, positions=[9, -1], metric=lambda logits: logits[:, -1, 7])
+    for patch in (activation_patching, attribution_patching):
+        ours, theirs = (patch(model, **runs, **how).metric for model in (away, small))
+        raw.same(ours, theirs, relative=1e-6)
+    assert away.hf_model.model.language_model.layers[2].mlp.down_proj.weight.is_meta  # where a block was left early, too
+    assert away.hf_model.model.language_model.layers[2].self_attn.k_proj.weight.is_meta
 
 
 def test_an_edit_of_a_weight_that_waits_in_memory_changes_the_identity(small_folder):
