@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmlens.analysis import activation_patching
 from mmlens.doctor import QUESTION, doctor
 from mmlens.families import family_of
+from mmlens.hooks import replace
 from mmlens.inputs import Inputs
 from mmlens.loading import Loaded, load
 from mmlens.model import HookedMLLM
@@ -106,8 +108,9 @@ def verify(name_or_folder: str | Path, *, layers: Any = None, progress: bool = F
 
     The plain transformers model is asked first (text, one and two media of each kind, a padded batch), then the same
     object is wrapped, so that its weights are in memory once: logits and greedy generation must be equal, hooks must read
-    what raw torch hooks read, every promised hook must be live (the doctor on `layers`), gradients must be slopes, and
-    shapes must be those that are told. A check that raises is a failed line; what can't be checked says why.
+    what raw torch hooks read, every promised hook must be live (the doctor on `layers`), gradients must be slopes, patching
+    must say what whole runs say, and shapes must be those that are told. A check that raises is a failed line; what can't
+    be checked says why.
     """
     loaded, lines = load(name_or_folder, **options), _Lines()
     lines.add("every weight is in the files", float(len(loaded.missing)), 0.0, ", ".join(loaded.missing[:4]))
@@ -137,6 +140,9 @@ def verify(name_or_folder: str | Path, *, layers: Any = None, progress: bool = F
         for name in (f"blocks.{len(model.widths['language']) // 2}.mlp.hook_post", "projector.hook_out"):
             with lines.part(f"gradient: {name}, {case}"):
                 _check_slope(lines, model, name, case, inputs, dtype)
+    for kind in model.family.takes:
+        with lines.part(f"patching: {kind}"):
+            _check_patching(lines, model, kind, tolerance)
     with lines.part("widths"):
         _check_widths(lines, model, next(iter(main.values())))
     with lines.part("liveness"):
@@ -304,6 +310,30 @@ def _check_slope(lines: _Lines, model: HookedMLLM, name: str, case: str, inputs:
     scale = start[0].detach().norm().item() * 1e-3
     errors = [abs((moved(s) - moved(-s)) / (2 * s) - size.item()) / size.item() for s in (scale, scale * 10, scale * 0.1)]
     return lines.add(check, min(errors), SLOPE_TOLERANCE, "against a central difference")
+
+
+@torch.no_grad()
+def _check_patching(lines: _Lines, model: HookedMLLM, kind: str, tolerance: float) -> None:
+    """Patching, which computes a part of a run again, says what whole runs with hooks say."""
+    clean, corrupted = (model.to_inputs(QUESTION, **given(kind, [seed])) for seed in (0, 1))
+    layer, sites = len(model.widths["language"]) // 2, {kind: clean.mask(kind), "last": clean.last()}
+    said = model(corrupted)[:, -1]
+    token, found = int(said.argmax()), dict[str, float]()
+
+    def metric(logits: Tensor) -> Tensor:
+        return logits[:, -1, token].float()
+
+    for activation in ("resid_pre", "z"):
+        name = f"blocks.{layer}.{'attn.' if activation == 'z' else ''}hook_{activation}"
+        value = model.run_with_cache(clean, name)[1][name]
+        ours = activation_patching(
+            model, clean=clean, corrupted=corrupted, metric=metric, activation=activation, sites=sites, layers=[layer]
+        ).metric[0]
+        edits = [[(name, replace(value, where=where))] for where in sites.values()]
+        whole = torch.stack([metric(model.run_with_hooks(corrupted, fwd_hooks=edit)).cpu() for edit in edits])
+        found[activation] = ((ours - whole).abs().max() / said.float().abs().max().cpu()).item()
+    worst = max(found, key=lambda activation: found[activation])
+    lines.add(f"patching: {kind}", found[worst], tolerance, f"{len(found) * len(sites)} patches, the worst is of {worst}")
 
 
 @torch.no_grad()

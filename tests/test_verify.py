@@ -24,7 +24,17 @@ def found(small_folder):
 def test_a_healthy_model_passes_every_kind_of_check(found, small):
     assert found.passed and not failed(found)
     checks = {line["check"].split(":")[0] for line in found.lines if line["passed"]}
-    wanted = {"logits", "generation", "positions", "raw hooks", "gradient", "widths", "liveness", "attention edits"}
+    wanted = {
+        "logits",
+        "generation",
+        "positions",
+        "raw hooks",
+        "gradient",
+        "patching",
+        "widths",
+        "liveness",
+        "attention edits",
+    }
     assert wanted < checks
     assert found.provenance.weights == small.identity()["weights"] and found.dtype == "float32"
     reads = next(line for line in found.lines if line["check"] == "raw hooks: one image")

@@ -127,11 +127,12 @@ class PrefixModel(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             counted = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             position_ids = counted[:, -inputs_embeds.shape[1] :]  # pyright: ignore[reportOptionalMemberAccess]
+        if past_key_values is not None:  # newer transformers call it `cache`, and warn of this name
+            kwargs["past_key_values"] = past_key_values
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
