@@ -12,37 +12,81 @@ from transformers import AutoConfig, AutoProcessor
 from mmlens import HookedMLLM, Inputs, metrics
 from mmlens.analysis import activation_patching
 from mmlens.families import family_of
-from mmlens.organisms import CHECKPOINTS
-from mmlens.organisms.pictoworld import Question, Scene
+from mmlens.organisms import CHECKPOINTS, pictosound, pictoworld
+from mmlens.organisms.pictosound import Clip, Event
+from mmlens.organisms.pictoworld import Object, Scene
 
 BATCH = 50
+NAMES = ("pictoworld", "pictoworld-frozen", "pictosound", "pictosound-frozen")
+SHUFFLED = tuple(f"{name}, weights shuffled" for name in ("pictoworld-frozen", "pictosound-frozen"))
+MEDIUM = {"pictoworld": "image", "pictosound": "audio"}  # by world
 
 
 @dataclass(frozen=True)
 class Example:
-    """A colour question about a scene, its answer up to the noun, and the noun: what the last position must predict."""
+    """A question about a scene or a clip, its answer up to the noun, and the noun: what the last position must predict."""
 
-    scene: Scene
-    question: Question
+    scene: Scene | Clip
+    question: pictoworld.Question | pictosound.Question
     image: int
 
     @property
     def noun(self) -> str:
         return self.question.answer.rpartition(" ")[2]
 
+    @property
+    def asked(self) -> Object | Event:
+        return self.question.event if isinstance(self.question, pictosound.Question) else self.question.object
+
 
 def color_examples(scenes: Sequence[Scene]) -> list[Example]:
     return [Example(s, q, i) for i, s in enumerate(scenes) for q in s.questions if q.kind == "color"]
 
 
+def pitch_examples(clips: Sequence[Clip]) -> list[Example]:
+    return [Example(c, q, i) for i, c in enumerate(clips) for q in c.questions if q.kind == "pitch"]
+
+
+def world_of(name: str) -> str:
+    return "pictosound" if name.startswith("pictosound") else "pictoworld"
+
+
+def scenes_of(name: str, n: int, seed: int) -> Sequence[Scene] | Sequence[Clip]:
+    """Return held-out scenes of an organism's world, or clips."""
+    return (pictosound.clips if world_of(name) == "pictosound" else pictoworld.scenes)("held_out", n=n, seed=seed)
+
+
+def examples_of(name: str, scenes: Sequence) -> list[Example]:
+    """Return the questions of an organism's world whose answer is one noun."""
+    return (pitch_examples if world_of(name) == "pictosound" else color_examples)(scenes)
+
+
+def things_of(scene: Scene | Clip) -> Sequence[Object | Event]:
+    return scene.events if isinstance(scene, Clip) else scene.objects
+
+
 def inputs_of(model: HookedMLLM, examples: Sequence[Example]) -> tuple[Inputs, torch.Tensor]:
-    """Return the examples with "the" already answered, and the first token of each noun."""
+    """Return the examples, answered up to their nouns, and the first token of each noun."""
+    scenes = [e.scene for e in examples]
     inputs = model.to_inputs(
         [e.question.text for e in examples],
-        images=[e.scene.image for e in examples],
+        **media_of(scenes),
         answer=[e.question.answer.rpartition(" ")[0] for e in examples],
     )
     return inputs, torch.tensor([model.to_token(e.noun) for e in examples])
+
+
+def media_of(scenes: Sequence[Scene] | Sequence[Clip]) -> dict[str, list]:
+    """Return the pictures of scenes, or the sounds of clips, as `to_inputs` takes them."""
+    if isinstance(scenes[0], Clip):
+        return {"audio": [clip.audio for clip in scenes]}
+    return {"images": [scene.image for scene in scenes]}
+
+
+def covered(inputs: Inputs, row: int, thing: Object | Event) -> torch.Tensor:
+    """Return how much of each position's piece of a row's medium an object, or an event, covers: [pos]."""
+    area = (thing.start, thing.stop) if isinstance(thing, Event) else torch.from_numpy(thing.mask)
+    return inputs.overlap(area, row=row)[row]
 
 
 def batches(examples: Sequence[Example], size: int = BATCH) -> Iterator[Sequence[Example]]:
@@ -89,6 +133,11 @@ def random_weights(name: str, seed: int = 0) -> HookedMLLM:
         for weight in model.parameters():
             weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
     return HookedMLLM(model, AutoProcessor.from_pretrained(CHECKPOINTS[name]), name=f"{name}, weights shuffled")
+
+
+def model_of(name: str, organisms: dict[str, HookedMLLM]) -> HookedMLLM:
+    """Return the organism of that name, or with its weights shuffled where the name says so."""
+    return random_weights(name.partition(",")[0]) if name in SHUFFLED else organisms[name]
 
 
 @dataclass(frozen=True)
