@@ -1,6 +1,6 @@
 """What a sweep's statistics cost, beside the same forwards with nothing attached, and MINER's scores written plainly.
 
-    python tests/benchmarks/sweeps.py [--threads 1] [--samples 64] [--rounds 4] [--json FILE]
+    python tests/benchmarks/sweeps.py [--threads 1] [--samples 64] [--rounds 4] [--json FILE] [--small]
 
 A LLaVA with random weights (8 layers, d_model 512, 8 heads, d_mlp 1376: 25 M weights in the language model; 576 positions
 per image, float32) reads the same examples in turns: nothing attached, then a sweep, `samples / rounds` at a time. "DAPE" is
@@ -11,34 +11,33 @@ without the mask, and products [position, position] x [position, unit]. Printed 
 their quartiles, and the largest difference between what both came to.
 """
 
-import argparse
-import json
-import platform
 import statistics
-import tempfile
-import time
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import LlavaForConditionalGeneration
+from measuring import (
+    in_turns,
+    llava,
+    load_hooked,
+    load_plain,
+    machine,
+    options_parser,
+    picture,
+    quartiles,
+    ratios,
+    write_json,
+)
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from mmlens import Example, HookedMLLM, SampleStats, TokenStats, sweep
-from mmlens.testing import tiny
+from mmlens import Example, SampleStats, TokenStats, sweep
 
-SHAPE = dict(image_size=336, patch_size=14, layers=8, d_model=512, d_mlp=1376, heads=8, kv_heads=8)
 LABELS = ("ad", "com", "doc", "med", "rs")
 FIVE = ("probability", "mean", "max", "attn_k", "attn_q")
 GROUPS = ("image", "text")
 
 
 def example(place):
-    random = np.random.default_rng(place)
-    picture = Image.fromarray(random.integers(0, 256, (336, 336, 3), dtype=np.uint8))
-    return Example("the red car " * 8, images=picture, label=LABELS[place % len(LABELS)])
+    return Example("the red car " * 8, images=picture(place), label=LABELS[place % len(LABELS)])
 
 
 def nothing(model, examples, batch_size):
@@ -106,32 +105,20 @@ def plainly(eager, model, examples):
     return total / len(examples)
 
 
-def timed(function):
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
-
-
 def alternate(rounds, ours, theirs):
     """Return what both came to in the last round, and the rounds' seconds of each, one after the other."""
+    last = {}
     ours(rounds[0][:2]), theirs(rounds[0][:2])
-    seconds = []
-    for examples in rounds:
-        other, slow = timed(lambda examples=examples: theirs(examples))
-        mine, fast = timed(lambda examples=examples: ours(examples))
-        seconds.append((fast, slow))
-    return mine, other, seconds
+    slow, fast = in_turns(rounds, lambda part: last.update(theirs=theirs(part)), lambda part: last.update(ours=ours(part)))
+    return last["ours"], last["theirs"], fast, slow
 
 
-def main(threads, samples, rounds, batch_size, out):
-    torch.set_num_threads(threads)
-    folder = tiny("llava-clip-llama", tempfile.mkdtemp(), **SHAPE)
-    model = HookedMLLM.from_pretrained(folder, device="cpu")
-    eager = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
-    size = samples // rounds
+def main(options):
+    batch_size, rounds, size = options.batch_size, options.rounds, options.samples // options.rounds
+    folder = llava(options.small, **({} if options.small else dict(layers=8)))
+    model, eager = load_hooked(folder), load_plain(folder, "eager")
     parts = [[example(place) for place in range(start, start + size)] for start in range(0, size * rounds, size)]
-    machine = f"torch {torch.__version__}, {threads} thread(s), {platform.processor() or platform.machine()}"
-    print(f"{machine}, {size * rounds} samples in {rounds} rounds, batches of {batch_size}\n")
+    print(f"{machine(options.threads)}, {size * rounds} samples in {rounds} rounds, batches of {batch_size}\n")
     print("| ours | beside | beside, s per sample | ours / beside, median | quartiles | largest difference |")
     print("|---|---|---|---|---|---|")
     table = []
@@ -154,27 +141,24 @@ def main(threads, samples, rounds, batch_size, out):
         ),
     }
     for (name, beside), (ours, theirs) in rows.items():
-        mine, other, seconds = alternate(parts, ours, theirs)
+        mine, other, fast, slow = alternate(parts, ours, theirs)
         difference = "-"
         if other is not None:
             found = torch.stack([mine.table(score)[0] for score in FIVE]).float()
             difference = f"{(found - other).abs().max():.0e}"
             torch.testing.assert_close(found, other, rtol=0, atol=2e-3)
-        ratios = [fast / slow for fast, slow in seconds]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        each = statistics.median(slow for _, slow in seconds) / size
+        low, median, high = quartiles(ratios(fast, slow))
+        each = statistics.median(slow) / size
         print(f"| {name} | {beside} | {each:.3f} | **{median:.3f}** | {low:.3f} to {high:.3f} | {difference} |", flush=True)
-        table.append(dict(ours=name, beside=beside, ratio=median, quartiles=[low, high], seconds=each, machine=machine))
-    if out:
-        Path(out).write_text(json.dumps(table, indent=1))
+        where = machine(options.threads)
+        table.append(dict(ours=name, beside=beside, ratio=median, quartiles=[low, high], seconds=each, machine=where))
+    write_json(options.json, table)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = options_parser(__doc__, rounds=4)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--json", default=None)
     options = parser.parse_args()
-    main(options.threads, options.samples, options.rounds, options.batch_size, options.json)
+    torch.set_num_threads(options.threads)
+    main(options)
