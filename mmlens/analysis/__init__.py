@@ -5,6 +5,7 @@ from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.attribution_patching import attribution_patching
+from mmlens.analysis.contribution import Contribution, logit_contribution
 from mmlens.analysis.convergence import Convergence, last_token_convergence
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
@@ -29,6 +30,7 @@ __all__ = [
     "AttentionRows",
     "AttentionSinks",
     "Attribution",
+    "Contribution",
     "Convergence",
     "Decoding",
     "DirectAttribution",
@@ -54,6 +56,7 @@ __all__ = [
     "group_geometry",
     "knock_out_effect",
     "last_token_convergence",
+    "logit_contribution",
     "logit_lens",
     "nearest_tokens",
     "probing_score",

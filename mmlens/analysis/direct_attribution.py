@@ -95,7 +95,7 @@ def direct_logit_attribution(
         units={number: torch.arange(width) for number, width in enumerate(model.widths["language"])}
         if by == "neuron"
         else None,
-        onto=_directions(model, tokens, against)[row][..., None],
+        onto=directions(model, tokens, against)[row][..., None],
         fwd_hooks=[("ln_final.hook_scale", feed(scale, where=where)), ("hook_unembed", feed(logits, where=where))],
     )
     components, parts = found.components, found.parts[..., 0] / seen["scale"][:, 0]
@@ -112,7 +112,9 @@ def direct_logit_attribution(
     )
 
 
-def _directions(model: HookedMLLM, tokens: Tensor, against: Tensor | None) -> Float[Tensor, "batch d_model"]:
+def directions(
+    model: HookedMLLM, tokens: Int[Tensor, " batch"], against: Int[Tensor, " batch"] | None = None
+) -> Float[Tensor, "batch d_model"]:
     """Return what reads each row's token from the final stream, but for the norm's scale."""
     norm, unembedding = model.bridge.ln_final, model.W_U
     chosen = unembedding[:, tokens.to(unembedding.device)].float()
