@@ -53,7 +53,7 @@ class Chair:
                 raise TypeError(
                     f"an object's other names are a sequence, {name!r} has the string {synonyms!r}: put it in a list"
                 )
-            for form in (form for word in (name, *synonyms) for form in _forms(_spaced(word))):
+            for form in (form for word in (name, *synonyms) for form in forms(_spaced(word))):
                 if named.setdefault(form, name) != name:
                     raise ValueError(f"a word names one object, {form!r} names {named[form]!r} and {name!r}: take one away")
         if not named:
@@ -151,7 +151,7 @@ def pope(answers: Sequence[str], golds: Sequence[str]) -> PopeScores:
     )
 
 
-def _forms(word: str) -> list[str]:
+def forms(word: str) -> list[str]:
     """Return a word and what its plural may look like: s, es, -ies, -ves."""
     forms = [word, f"{word}s", f"{word}es"]
     if word.endswith("y"):

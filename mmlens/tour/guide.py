@@ -228,7 +228,7 @@ def _ablation(model: HookedMLLM, found: Found, neurons: Neurons) -> Section:
 
 def _patching(model: HookedMLLM, found: Found) -> Section:
     case, clean = found.case, found.inputs
-    corrupted = continued(case.inputs(model, other=True), found.new)
+    corrupted = continued(case.inputs(model, other=True), found.new, model=model)
     says = model(corrupted)[:, -1].argmax(-1).detach().cpu()
     same = bool((says == found.token.cpu()).all())
 

@@ -160,7 +160,7 @@ def forced(
     answer = model.tokenizer.decode(new.tolist(), skip_special_tokens=True).strip()
     head, chosen = answer_word(answer, word)
     index = first_token(model, new, answer.index(chosen, len(head)))
-    return continued(inputs, new[:index]), new[index : index + 1]
+    return continued(inputs, new[:index], model=model), new[index : index + 1]
 
 
 def ranked(model: HookedMLLM, scored: Attribution) -> Neurons:
