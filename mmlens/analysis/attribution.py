@@ -72,7 +72,7 @@ def grad_x_activation(
     )
 
 
-def _scores(layer: int, where: Tensor, reduce: str | None, found: dict[int, tuple[Tensor, ...]]) -> Any:
+def _scores(layer: int, where: Tensor, reduce: Literal["max", "sum"] | None, found: dict[int, tuple[Tensor, ...]]) -> Any:
     """Return a sink that waits for the gradient of a layer's activations and keeps only the reduced scores."""
 
     def sink(activation: Tensor, hook: Any) -> None:
@@ -81,15 +81,21 @@ def _scores(layer: int, where: Tensor, reduce: str | None, found: dict[int, tupl
 
         def on_gradient(gradient: Tensor) -> None:
             scores = values * gradient.to(wide)
-            found[layer] = tuple(part.cpu() for part in _reduce(scores, values, where[..., None], reduce))
+            found[layer] = tuple(part.cpu() for part in reduced(scores, values, where, reduce))
 
         activation.register_hook(on_gradient)
 
     return sink
 
 
-def _reduce(scores: Tensor, values: Tensor, where: Tensor, reduce: str | None) -> tuple[Tensor, ...]:
-    where = where.to(scores.device)
+def reduced(
+    scores: Float[Tensor, "batch pos unit"],
+    values: Float[Tensor, "batch pos unit"],
+    where: Bool[Tensor, "batch pos"],
+    reduce: Literal["max", "sum"] | None,
+) -> tuple[Tensor, ...]:
+    """Return scores over the `where` positions: all (0 elsewhere), their sum, or the largest with its position and value."""
+    where = where[..., None].to(scores.device)
     if reduce is None:
         return (scores.where(where, 0.0),)
     if reduce == "sum":

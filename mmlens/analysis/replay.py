@@ -74,6 +74,18 @@ class Replay:
                 for number, stream in streams:
                     yield number, length - stream.shape[1], self.model.unembed(stream)
 
+    def onward(self, layer: int, edits: Sequence[Edit]) -> Float[Tensor, "run pos d_model"]:
+        """Return the final stream of each edited run, its rows one after the other, all computed from block `layer` on.
+
+        A gradient passes, to whatever a change puts in.
+        """
+        stream = self.streams[layer].repeat(len(edits), 1, 1)
+        for number in range(layer, len(self.calls)):
+            stream = self._block(number, stream, 0, edits)
+            if (added := self.between[number]) is not None:
+                stream = stream + added.repeat(len(edits), 1, 1)
+        return stream
+
     def _streams(self, edits: dict[int, Edit], start: int, *, last: bool) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each edited run and its final stream [batch, pos, d_model], from `start` on or the last."""
         depth, running = len(self.calls), list[int]()
@@ -224,9 +236,10 @@ def _changing(name: str, stop: int, edits: Sequence[Edit]) -> Callable[..., Tens
 
     def change(activation: Tensor, hook: Any) -> Tensor:
         edited = activation.clone()
-        for rows, edit in zip(edited.unflatten(0, (len(edits), -1)), edits, strict=True):
+        runs = edited.unflatten(0, (len(edits), -1))
+        for number, edit in enumerate(edits):
             if name in edit.changes:
-                edit.changes[name](rows, stop)
+                edit.changes[name](runs[number], stop)
         return edited
 
     return change
