@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmlens.analysis.nodes import windows_of
 from mmlens.hooks import knock_out
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -40,23 +41,21 @@ def knock_out_effect(
     *,
     sources: Sequence[str] | Mapping[str, Bool[Tensor, "batch pos"]],
     queries: Bool[Tensor, "batch pos"] | None = None,
+    layers: Sequence[int] | None = None,
     window: int = 1,
     progress: bool = False,
 ) -> KnockOutEffect:
     """Return the metric with attention from `queries` (default: the last position) to each source blocked.
 
-    It is blocked in `window` neighbouring layers at a time, from every layer at which such a window fits. `sources` are
-    groups (`inputs.mask(group)`) or named masks; the query itself is in the group of its own modality, and blocked there as
-    all others are: leave it out by a mask, `inputs.mask("text") & ~inputs.last()`. `metric` takes logits and returns a
-    number per row. Raises ValueError for a window that does not fit, and for a query that would be left with nothing to
-    attend to. Source: attention knock-out of Geva et al. 2023 (Dissecting recall of factual associations).
+    It is blocked in `window` neighbouring layers at a time, starting at each of `layers` (default: all at which a window
+    fits). `sources` are groups (`inputs.mask(group)`) or named masks; the query itself is in the group of its own modality,
+    and blocked there as all others are: leave it out by a mask, `inputs.mask("text") & ~inputs.last()`. `metric` takes
+    logits and returns a number per row. Raises ValueError for a window that does not fit, and for a query that would be left
+    with nothing to attend to. Source: attention knock-out of Geva et al. 2023 (Dissecting recall of factual associations).
     """
-    depth = model.cfg.n_layers
-    if not 1 <= window <= depth:
-        raise ValueError(f"a window has 1 to {depth} layers, got {window}: choose among those")
+    windows = windows_of(model.cfg.n_layers, layers, window)
     masks = dict(sources) if isinstance(sources, Mapping) else {name: inputs.mask(name) for name in sources}
     asking = inputs.last() if queries is None else queries
-    windows = [(start, start + window) for start in range(depth - window + 1)]
     clean = metric(model(inputs)).cpu()
     found = torch.zeros(len(windows), len(masks), len(inputs), dtype=clean.dtype)
     steps = [(at, source) for at in range(len(windows)) for source in range(len(masks))]
@@ -66,7 +65,7 @@ def knock_out_effect(
         found[at, source] = metric(model.run_with_hooks(inputs, fwd_hooks=hooks)).cpu()
     return KnockOutEffect(
         sources=tuple(masks),
-        windows=tuple(windows),
+        windows=windows,
         metric=found,
         clean_metric=clean,
         provenance=Provenance.record(model, (inputs.digest(),), analysis="knock_out_effect", window=window),

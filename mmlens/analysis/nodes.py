@@ -119,6 +119,19 @@ def nodes(
     return found
 
 
+def windows_of(depth: int, layers: Sequence[int] | None, window: int) -> tuple[tuple[int, int], ...]:
+    """Return the first layer, and the one behind the last, of each window: those that start at `layers`, or all that fit.
+
+    Raises ValueError for a window of no layer or too many, IndexError for one that starts where it does not fit.
+    """
+    if not 1 <= window <= depth:
+        raise ValueError(f"a window has 1 to {depth} layers, got {window}: choose among those")
+    starts = range(depth - window + 1) if layers is None else [int(layer) for layer in layers]
+    if outside := [start for start in starts if not 0 <= start <= depth - window]:
+        raise IndexError(f"windows of {window} start at the layers 0 to {depth - window}, got {outside[0]}")
+    return tuple((start, start + window) for start in starts)
+
+
 def values_at(
     model: HookedMLLM, inputs: Inputs, nodes: Nodes, layers: Sequence[int], where: Bool[Tensor, "batch pos"]
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[int, Float[Tensor, "place ..."]]]:

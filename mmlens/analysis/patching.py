@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmlens.analysis.nodes import Activation, Nodes, lined_up, nodes, values_at
+from mmlens.analysis.nodes import Activation, Nodes, lined_up, nodes, values_at, windows_of
 from mmlens.analysis.replay import Change, Edit, Replay, record
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -109,7 +109,7 @@ def activation_patching(
     """
     lined_up(clean, corrupted)
     chosen = nodes(model, corrupted, activation, sites=sites, positions=positions, heads=heads, units=units)
-    windows = _windows(model.cfg.n_layers, layers, window)
+    windows = windows_of(model.cfg.n_layers, layers, window)
     replay = record(model, corrupted)
     wanted = torch.stack([*chosen.masks, torch.zeros_like(chosen.masks[0])]).any(0) if chosen.masks else clean.mask()
     patched = sorted({layer for first, stop in windows for layer in range(first, stop)})
@@ -135,15 +135,6 @@ def activation_patching(
             model, (clean.digest(), corrupted.digest()), analysis="activation_patching", activation=activation, window=window
         ),
     )
-
-
-def _windows(depth: int, layers: Sequence[int] | None, window: int) -> tuple[tuple[int, int], ...]:
-    if not 1 <= window <= depth:
-        raise ValueError(f"a window has 1 to {depth} layers, got {window}: choose among those")
-    starts = range(depth - window + 1) if layers is None else [int(layer) for layer in layers]
-    if outside := [start for start in starts if not 0 <= start <= depth - window]:
-        raise IndexError(f"windows of {window} start at the layers 0 to {depth - window}, got {outside[0]}")
-    return tuple((start, start + window) for start in starts)
 
 
 def _parts(chosen: Nodes) -> Sequence[int | None]:

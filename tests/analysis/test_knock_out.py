@@ -87,6 +87,15 @@ def test_the_planted_two_hops_are_found_by_window_and_group_and_not_in_the_twin(
     assert knock_out_effect(twin, inputs, metric, sources=sources).change.abs().max() < 1
 
 
+def test_chosen_windows_are_those_of_all_that_start_at_these_layers(llava):
+    inputs = ask(llava, "padded")
+    every = knock_out_effect(llava, inputs, first_logit, sources=["image"], window=2)
+    some = knock_out_effect(llava, inputs, first_logit, sources=["image"], layers=[1], window=2)
+    assert some.windows == ((1, 3),) and some.metric.equal(every.metric[1:]) and every.change.abs().max() > 0
+    with pytest.raises(IndexError, match="start at the layers 0 to 1"):
+        knock_out_effect(llava, inputs, first_logit, sources=["image"], layers=[2], window=2)
+
+
 def test_windows_that_do_not_fit_are_refused(llava):
     with pytest.raises(ValueError, match="a window has 1 to 3 layers"):
         knock_out_effect(llava, ask(llava, "one"), first_logit, sources=["image"], window=4)
