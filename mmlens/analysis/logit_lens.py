@@ -120,17 +120,16 @@ def turning_points(curve: Float[Tensor, " layer"]) -> tuple[int, int]:
 
 
 def _read(logits: Float[Tensor, "n d_vocab"], top_k: int, targets: Int[Tensor, " target"]) -> tuple[Tensor, ...]:
-    step = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    parts = [_read_part(part, top_k, targets) for part in logits.split(step)]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def _read_part(logits: Float[Tensor, "n d_vocab"], top_k: int, targets: Int[Tensor, " target"]) -> tuple[Tensor, ...]:
-    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    best, tokens = log_probs.topk(top_k, dim=-1)
-    entropy = -log_probs.exp().mul_(log_probs).sum(-1)
-    chosen = log_probs[:, targets]
-    ranks = torch.zeros_like(chosen, dtype=torch.long)
-    for place, one in enumerate(chosen.unbind(-1)):
-        ranks[:, place] = (log_probs > one[:, None]).sum(-1)
+    size, step = len(logits), max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    tokens, ranks = (logits.new_empty(size, count, dtype=torch.long) for count in (top_k, len(targets)))
+    best, chosen = (logits.new_empty(size, count, dtype=torch.float32) for count in (top_k, len(targets)))
+    entropy = logits.new_empty(size, dtype=torch.float32)
+    for start in range(0, size, step):
+        part = slice(start, start + step)
+        log_probs = torch.log_softmax(logits[part], dim=-1, dtype=torch.float32)
+        best[part], tokens[part] = log_probs.topk(top_k, dim=-1)
+        entropy[part] = -log_probs.exp().mul_(log_probs).sum(-1)
+        chosen[part] = log_probs[:, targets]
+        for place in range(len(targets)):
+            ranks[part, place] = (log_probs > chosen[part, place, None]).sum(-1)
     return tokens, best, entropy, chosen, ranks
