@@ -74,7 +74,7 @@ def logit_contribution(
     def scale(name: str) -> Hook:
         return name, feed(lambda value, hook: scales.__setitem__(name, value.float().cpu()[place]), where=where)
 
-    behind = {layer: f"blocks.{layer}.ln2_post.hook_scale" for layer in range(len(widths)) if _is_sandwich(model, layer)}
+    behind = {layer: f"blocks.{layer}.ln2_post.hook_scale" for layer in range(len(widths)) if is_sandwich(model, layer)}
     frozen = ["ln_final.hook_scale", *behind.values()] if norm == "frozen" else []
     model.run_with_hooks(inputs, fwd_hooks=[*map(neurons, range(len(widths))), *map(scale, frozen)])
     if norm == "frozen":
@@ -113,10 +113,10 @@ def _places(model: HookedMLLM, inputs: Inputs, targets: Targets) -> tuple[Bool[T
     return where, (where.flatten().cumsum(0) - 1).view(where.shape)[row, position]
 
 
-def _is_sandwich(model: HookedMLLM, layer: int) -> bool:
+def is_sandwich(model: HookedMLLM, layer: int) -> bool:
     """Return whether a norm stands between a layer's MLP and the stream."""
     return "ln2_post" in model.bridge.blocks[layer].submodules
 
 
 def _gain_behind(model: HookedMLLM, layer: int) -> Tensor:
-    return gain(model.bridge.blocks[layer].ln2_post).float() if _is_sandwich(model, layer) else torch.ones(())
+    return gain(model.bridge.blocks[layer].ln2_post).float() if is_sandwich(model, layer) else torch.ones(())
