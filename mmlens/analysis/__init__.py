@@ -5,6 +5,7 @@ from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.attribution_patching import attribution_patching
+from mmlens.analysis.causal import CausalScore, causal_score
 from mmlens.analysis.contribution import Contribution, logit_contribution
 from mmlens.analysis.convergence import Convergence, last_token_convergence
 from mmlens.analysis.decoding import Decoding, decode
@@ -30,6 +31,7 @@ __all__ = [
     "AttentionRows",
     "AttentionSinks",
     "Attribution",
+    "CausalScore",
     "Contribution",
     "Convergence",
     "Decoding",
@@ -49,6 +51,7 @@ __all__ = [
     "attention_rows",
     "attention_sinks",
     "attribution_patching",
+    "causal_score",
     "decode",
     "direct_logit_attribution",
     "fit_tuned_lens",
