@@ -19,6 +19,7 @@ from mmlens.analysis.geometry import (
     probing_score,
     telomere_score,
 )
+from mmlens.analysis.integrated_gradients import integrated_gradients
 from mmlens.analysis.knock_out import KnockOutEffect, knock_out_effect
 from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
 from mmlens.analysis.nearest_tokens import NearestTokens, nearest_tokens
@@ -57,6 +58,7 @@ __all__ = [
     "fit_tuned_lens",
     "grad_x_activation",
     "group_geometry",
+    "integrated_gradients",
     "knock_out_effect",
     "last_token_convergence",
     "logit_contribution",
