@@ -16,25 +16,24 @@ from mmlens.results import Provenance, Result
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ReceptiveField(Result):
-    """Each neuron's activation over the positions of one image; times its sign, where signs were given."""
+class Heat(Result):
+    """Numbers over the positions of one image, a row for each map, and where those positions lie on it."""
 
-    neurons: Neurons
-    activations: Float[Tensor, "neuron position"]
+    activations: Float[Tensor, "map position"]
     grid: Grid | Tiles
 
-    def heat(self) -> Float[Tensor, "neuron height width"]:
+    def heat(self) -> Float[Tensor, "map height width"]:
         """Return the activations over the original image, bilinear between positions; NaN where the tower saw nothing."""
         return upsample(self.activations, self.grid)
 
-    def mask(self, quantile: float = 0.95) -> Bool[Tensor, "neuron height width"]:
-        """Return the pixels above the `quantile` of each neuron's own heat (methods A6: 0.95, so about 5 % of them)."""
+    def mask(self, quantile: float = 0.95) -> Bool[Tensor, "map height width"]:
+        """Return the pixels above the `quantile` of each map's own heat (methods A6: 0.95, so about 5 % of them)."""
         heat = self.heat()
         bar = heat.flatten(1).nanquantile(quantile, dim=1)
         return heat > bar[:, None, None]
 
-    def iou(self, target: Bool[Tensor, "height width"], quantile: float = 0.95) -> Float[Tensor, " neuron"]:
-        """Return the intersection over union of each neuron's mask with `target`.
+    def iou(self, target: Bool[Tensor, "height width"], quantile: float = 0.95) -> Float[Tensor, " map"]:
+        """Return the intersection over union of each map's mask with `target`.
 
         The mask covers about 1 - quantile of the picture, whatever the target's size: see `bound`.
         """
@@ -46,6 +45,39 @@ class ReceptiveField(Result):
         """Return the largest overlap that a mask of this size can have with a target of that size."""
         ours, theirs = (1 - quantile) * target.numel(), float(target.sum())
         return min(ours, theirs) / max(ours, theirs)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AverageField(Heat):
+    """The mean activation of the first `ks[i]` of some neurons over the positions of one image, a map for each k."""
+
+    neurons: Neurons
+    ks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ReceptiveField(Heat):
+    """Each neuron's activation over the positions of one image, a map each; times its sign, where signs were given."""
+
+    neurons: Neurons
+
+    def average(self, *ks: int) -> AverageField:
+        """Return the mean map of the first k neurons, for each of `ks` (all of them unless said).
+
+        It is the mean of raw activations, which then go through the same steps as one neuron's: a neuron that fires
+        strongly counts for more. Raises ValueError for more neurons than there are. Sources: Schwettmann et al. 2023
+        (methods A6: 5 or 20 neurons; that means are taken first is our reading), Pan et al. 2024 (methods B5: 1 to 1000).
+        """
+        ks = ks or (len(self.neurons),)
+        if not all(1 <= k <= len(self.neurons) for k in ks):
+            raise ValueError(f"means are of 1 to {len(self.neurons)} neurons, got {list(ks)}")
+        return AverageField(
+            neurons=self.neurons,
+            ks=ks,
+            activations=torch.stack([self.activations[:k].mean(0) for k in ks]),
+            grid=self.grid,
+            provenance=self.provenance,
+        )
 
 
 @torch.no_grad()
@@ -63,8 +95,6 @@ def receptive_field(
     `sign` turns neurons over that act by firing negatively. Raises ValueError for neurons elsewhere, and for media whose
     positions have no place (grid None). Source: Schwettmann et al. 2023, section 3.2 (methods A6, A7).
     """
-    if set(neurons.module) - {"language"}:
-        raise ValueError(f"receptive fields are read in the language model's stream, got neurons of {set(neurons.module)}")
     here = inputs.mask("image")[row] & (inputs.medium[row] == image)
     grid = inputs.grids[row][image] if bool(here.any()) else None  # images are numbered before other media
     if not isinstance(grid, (Grid, Tiles)):
@@ -72,19 +102,34 @@ def receptive_field(
             f"row {row} has no image {image} whose positions have a place on it ({len(inputs.grids[row])} media): choose "
             "another, or a model that keeps places"
         )
-    layers = sorted({layer for _, layer, _ in neurons})
-    _, cache = model.run_with_cache(inputs, [neuron_hook("language", layer, "post") for layer in layers])
-    values = torch.stack(
-        [cache[neuron_hook("language", layer, "post")][row, here, unit] for _, layer, unit in neurons]
-    ).float()
-    if sign is not None:
-        values = values * sign.sign().to(values)[:, None]
     return ReceptiveField(
         neurons=neurons,
-        activations=values.cpu(),
+        activations=read(model, inputs, neurons, here, row=row, sign=sign),
         grid=grid,
         provenance=Provenance.record(model, (inputs.digest(),), analysis="receptive_field", row=row, image=image),
     )
+
+
+def read(
+    model: HookedMLLM,
+    inputs: Inputs,
+    neurons: Neurons,
+    here: Bool[Tensor, " pos"],
+    *,
+    row: int,
+    sign: Float[Tensor, " neuron"] | None,
+) -> Float[Tensor, "neuron position"]:
+    """Return each neuron's activation (site `post`) at some positions of a row, times its sign; float32, on the CPU.
+
+    Raises ValueError for neurons outside of the language model, whose positions are others.
+    """
+    if set(neurons.module) - {"language"}:
+        raise ValueError(f"receptive fields are read in the language model's stream, got neurons of {set(neurons.module)}")
+    layers = sorted({layer for _, layer, _ in neurons})
+    _, cache = model.run_with_cache(inputs, [neuron_hook("language", layer, "post") for layer in layers])
+    each = [cache[neuron_hook("language", layer, "post")][row, here, unit] for _, layer, unit in neurons]
+    values = torch.stack(each).float()
+    return (values if sign is None else values * sign.sign().to(values)[:, None]).cpu()
 
 
 def upsample(values: Float[Tensor, "n position"], grid: Grid | Tiles) -> Float[Tensor, "n height width"]:

@@ -5,7 +5,7 @@ from support import picture
 
 from mmlens import Grid, Neurons
 from mmlens.analysis import receptive_field
-from mmlens.analysis.fields import upsample
+from mmlens.analysis.fields import AverageField, upsample
 
 
 def bilinear(cells, height, width):
@@ -59,3 +59,25 @@ def test_the_second_picture_of_a_row_has_its_own_field(small):
     assert found.heat().shape == (1, 64, 31)
     with pytest.raises(ValueError, match="no image 2"):
         receptive_field(model, inputs, Neurons.of([(0, 1)], model.widths), image=2)
+
+
+def test_the_average_map_is_the_map_of_the_mean_of_raw_activations(small):
+    model, inputs, _ = small
+    neurons = Neurons.of([(0, 1), (2, 5), (1, 3)], model.widths)
+    found = receptive_field(model, inputs, neurons, sign=torch.tensor([1.0, -1.0, 1.0]))
+    mean = found.average(1, 3)
+    values = found.activations.numpy()
+    np.testing.assert_allclose(mean.activations.numpy(), [values[0], values.mean(0)], rtol=1e-6)
+    heat = mean.heat()[1].numpy()
+    np.testing.assert_allclose(heat, bilinear(values.mean(0).reshape(found.grid.rows, -1), *heat.shape), atol=1e-5)
+    assert (mean.mask(0.9)[1].numpy() == (heat > np.quantile(heat, 0.9))).mean() > 0.999
+    assert torch.equal(mean.mask()[0], found.mask()[0]) and found.average().ks == (3,)
+    with pytest.raises(ValueError, match="1 to 3 neurons"):
+        found.average(4)
+
+
+def test_an_average_map_saves_and_loads(small, tmp_path):
+    model, inputs, _ = small
+    mean = receptive_field(model, inputs, Neurons.of([(0, 1), (2, 5)], model.widths)).average(2)
+    again = AverageField.load(mean.save(tmp_path / "mean"), model=model)
+    assert again.grid == mean.grid and torch.equal(again.activations, mean.activations) and again.neurons == mean.neurons
