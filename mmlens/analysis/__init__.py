@@ -10,6 +10,7 @@ from mmlens.analysis.contribution import Contribution, logit_contribution
 from mmlens.analysis.convergence import Convergence, last_token_convergence
 from mmlens.analysis.decoding import Decoding, decode
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
+from mmlens.analysis.editing import Edit, fit_edit, perturb
 from mmlens.analysis.fields import ReceptiveField, receptive_field
 from mmlens.analysis.geometry import (
     GroupGeometry,
@@ -37,6 +38,7 @@ __all__ = [
     "Convergence",
     "Decoding",
     "DirectAttribution",
+    "Edit",
     "GroupGeometry",
     "KnockOutEffect",
     "LogitLens",
@@ -55,6 +57,7 @@ __all__ = [
     "causal_score",
     "decode",
     "direct_logit_attribution",
+    "fit_edit",
     "fit_tuned_lens",
     "grad_x_activation",
     "group_geometry",
@@ -64,6 +67,7 @@ __all__ = [
     "logit_contribution",
     "logit_lens",
     "nearest_tokens",
+    "perturb",
     "probing_score",
     "receptive_field",
     "residual",
