@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmlens.analysis.attribution import Attribution, reduced
+from mmlens.analysis.attribution import Attribution, check_rows, reduced
 from mmlens.analysis.contribution import is_sandwich
 from mmlens.analysis.replay import Edit, Replay, record
 from mmlens.hooks import neuron_hook
@@ -48,9 +48,7 @@ def integrated_gradients(
     one position by itself and probabilities (a layer together, many positions and logits are ours).
     """
     where = inputs.mask(*MEDIA) if where is None else where
-    if not bool(where.any(-1).all()):
-        row = int((~where.any(-1)).nonzero()[0])
-        raise ValueError(f"every row needs positions to attribute to, row {row} has none in `where` (no image in it?)")
+    check_rows(where)
     if steps < 1:
         raise ValueError(f"gradients are integrated over 1 step or more, got {steps}: more steps are more exact")
     replay, found = record(model, inputs), list[tuple[Tensor, ...]]()
@@ -58,7 +56,7 @@ def integrated_gradients(
         values, gradient = _integrated(replay, layer, neuron_hook("language", layer, site), where, tokens, steps, chunk)
         whole = values.new_zeros(2, *where.shape, values.shape[-1])
         whole[:, where.to(values.device)] = torch.stack([values * gradient, values])
-        found.append(tuple(part.cpu() for part in reduced(whole[0], whole[1], where, reduce)))
+        found.append(tuple(part.cpu() for part in reduced(whole[0], whole[1], where=where, reduce=reduce)))
     stacked = [torch.stack(part, dim=1) for part in zip(*found, strict=True)]
     return Attribution(
         scores=stacked[0],
