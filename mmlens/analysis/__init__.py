@@ -5,6 +5,7 @@ from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.attribution_patching import attribution_patching
+from mmlens.analysis.baselines import activation_score, random_score
 from mmlens.analysis.causal import CausalScore, causal_score
 from mmlens.analysis.contribution import Contribution, logit_contribution
 from mmlens.analysis.convergence import Convergence, last_token_convergence
@@ -51,6 +52,7 @@ __all__ = [
     "TunedLens",
     "ablation_curve",
     "activation_patching",
+    "activation_score",
     "attention_rows",
     "attention_sinks",
     "attribution_patching",
@@ -69,6 +71,7 @@ __all__ = [
     "nearest_tokens",
     "perturb",
     "probing_score",
+    "random_score",
     "receptive_field",
     "residual",
     "telomere_score",
