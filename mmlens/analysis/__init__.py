@@ -1,6 +1,7 @@
 """One file, one idea: an analysis takes a model and inputs and returns one frozen result."""
 
 from mmlens.analysis.ablation import AblationCurve, ablation_curve
+from mmlens.analysis.agreement import Agreement, agreement
 from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
 from mmlens.analysis.attribution import Attribution, grad_x_activation
@@ -31,6 +32,7 @@ from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
 __all__ = [
     "AblationCurve",
+    "Agreement",
     "AttentionRows",
     "AttentionSinks",
     "Attribution",
@@ -53,6 +55,7 @@ __all__ = [
     "ablation_curve",
     "activation_patching",
     "activation_score",
+    "agreement",
     "attention_rows",
     "attention_sinks",
     "attribution_patching",
