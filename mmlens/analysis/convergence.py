@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlens.analysis.attention_rows import positions_of, read_rows
-from mmlens.analysis.logit_lens import STREAM
+from mmlens.analysis.logit_lens import stream_points
 from mmlens.hooks import Hook, ablate, feed
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -117,7 +117,7 @@ def _curves(model: HookedMLLM, inputs: Inputs, groups: Sequence[str], edits: Seq
     def look(layer: int, rows: Float[Tensor, "batch head 1 key"]) -> None:
         mass.append(torch.einsum("bk,gbk->gb", rows[:, :, 0].mean(1), masks.to(rows.device).float()).cpu())
 
-    with model.hooks(fwd_hooks=[*edits, *((name, feed(read)) for name in STREAM)]):
+    with model.hooks(fwd_hooks=[*edits, *((name, feed(read)) for name in stream_points(model))]):
         read_rows(model, inputs, positions_of(inputs.last()), look)
     states = torch.stack([state.to(last[-1].device) for state in last])
     read_as = torch.log_softmax(model.unembed(states).float(), dim=-1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmlens.analysis.logit_lens import STREAM
+from mmlens.analysis.logit_lens import stream_points
 from mmlens.hooks import feed
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -193,7 +193,7 @@ def _by_layer(
     def read(resid: Tensor, hook: Any) -> None:
         found.append(measure(torch.nn.functional.normalize(resid.float(), dim=-1).cpu()))
 
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in STREAM])
+    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
     return [torch.stack(part) for part in zip(*found, strict=True)]
 
 

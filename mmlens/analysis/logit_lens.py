@@ -18,7 +18,6 @@ from mmlens.results import Provenance, Result
 
 Site = Literal["resid", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 Lens = Callable[[int, Float[Tensor, "n d_model"]], Float[Tensor, "n d_vocab"]]
-STREAM = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")  # before every block, and behind the last
 CACHED = 2**19  # logits that a CPU reads at a time: its cache holds them through all passes over them
 SMOOTH = 3  # layers that a curve is averaged over before its turning points are sought
 
@@ -79,7 +78,7 @@ def logit_lens(
         elif not stream or len(rows) < depth:  # the last row of the stream is what the model says itself
             add(resid, model.unembed)
 
-    names = STREAM if stream else (f"blocks.*.hook_{site}",)
+    names = stream_points(model) if stream else [f"blocks.*.hook_{site}"]
     logits = model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in names])
     if stream and lens is None:
         add(logits, lambda piece: piece)
@@ -96,6 +95,15 @@ def logit_lens(
             model, (inputs.digest(),), analysis="logit_lens", site=site, top_k=top_k, tuned=lens is not None
         ),
     )
+
+
+def stream_points(model: HookedMLLM) -> list[str]:
+    """Return the points at which the stream enters every block, and the one at which it leaves the last.
+
+    What leaves a block is not what enters the next one where a model adds to it in between (DeepStack).
+    """
+    depth = model.cfg.n_layers
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(depth)), f"blocks.{depth - 1}.hook_resid_post"]
 
 
 def turning_points(curve: Float[Tensor, " layer"]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mmlens.analysis.logit_lens import STREAM, Lens
+from mmlens.analysis.logit_lens import Lens, stream_points
 from mmlens.hooks import feed
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -109,5 +109,5 @@ def _streams(
     def read(resid: Tensor, hook: Any) -> None:
         found.append(resid[chosen[:, 0].to(resid.device), chosen[:, 1].to(resid.device)].clone())
 
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in STREAM])
+    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
     return found

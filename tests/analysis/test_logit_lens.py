@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -47,10 +49,15 @@ def test_ranks_count_the_tokens_that_are_more_probable(small):
     assert torch.equal(lens.target_ranks[:, real], ranks[:, real])
 
 
-def test_the_chunk_size_changes_nothing(small):
+def test_how_many_positions_are_read_at_a_time_changes_nothing(small, monkeypatch):
     model, inputs, _ = small
-    one, other = logit_lens(model, inputs, chunk=1), logit_lens(model, inputs, chunk=10_000)
-    torch.testing.assert_close(one.entropy, other.entropy, rtol=1e-5, atol=1e-6)
+    one, other = (logit_lens(model, inputs, targets=[7, 9], chunk=size) for size in (1, 10_000))
+    monkeypatch.setattr(sys.modules["mmlens.analysis.logit_lens"], "CACHED", 3 * model.cfg.d_vocab)
+    parts = logit_lens(model, inputs, targets=[7, 9])
+    for found in (other, parts):
+        torch.testing.assert_close(found.entropy, one.entropy, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.target_log_probs, one.target_log_probs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.log_probs, one.log_probs, rtol=1e-5, atol=1e-6)
 
 
 def test_mean_entropy_is_the_mean_over_the_chosen_positions(small):
@@ -77,13 +84,20 @@ def test_each_site_is_read_as_the_cache_has_it(small, site):
     torch.testing.assert_close(lens.log_probs, expected.topk(3, -1).values, rtol=1e-4, atol=1e-5)
 
 
-def test_the_last_row_is_the_model_in_every_family(model, batches):
+def test_every_row_is_what_enters_its_block_and_the_last_is_the_model_in_every_family(model, batches):
     inputs = batches["mixed"] if "mixed" in batches else batches["one"]
+    depth, real = model.cfg.n_layers, inputs.mask("all")
+    entering = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)]
     with torch.no_grad():
-        final = torch.log_softmax(model(inputs).float(), -1)
-    lens = logit_lens(model, inputs, top_k=1)
-    real = inputs.mask("all")
-    torch.testing.assert_close(lens.log_probs[-1][real], final.topk(1, -1).values[real].cpu(), rtol=1e-4, atol=1e-4)
+        logits, cache = model.run_with_cache(inputs, [*entering, f"blocks.{depth - 1}.hook_resid_post"])
+        streams = [*(cache[name] for name in entering), cache[f"blocks.{depth - 1}.hook_resid_post"]]
+        truth = torch.stack([model.unembed(stream) for stream in streams])
+    for lens in (None, lambda row, stream: model.unembed(stream)):  # the second does not take the model's word for the last
+        best = logit_lens(model, inputs, top_k=1, lens=lens).log_probs[:, real]
+        expected = torch.log_softmax(truth.float(), -1).amax(-1, keepdim=True)[:, real].cpu()
+        torch.testing.assert_close(best, expected, rtol=1e-4, atol=1e-4)
+        final = torch.log_softmax(logits.float(), -1).amax(-1, keepdim=True)[real].cpu()
+        torch.testing.assert_close(best[-1], final, rtol=1e-4, atol=1e-4)
 
 
 def test_another_lens_reads_row_by_row(small):
