@@ -79,12 +79,12 @@ def _integrated(
 ) -> tuple[Float[Tensor, "place unit"], Float[Tensor, "place unit"]]:
     """Return a layer's activations at the `where` positions, and the mean gradient on the way to them."""
     rows, length = where.shape
-    most, total = max(1, chunk // (rows * length)), torch.zeros(())
+    most, rising, total = max(1, chunk // (rows * length)), _Rising(where), torch.zeros(())
     power = SLOWLY if is_sandwich(replay.model, layer) else 1
     ups = (torch.arange(steps) + 0.5) / steps
     shares, weights = ups**power, ups ** (power - 1) / (ups ** (power - 1)).sum()
     for some, weight in zip(shares.split(most), weights.split(most), strict=True):
-        rising = _Rising(where)
+        rising.leaves.clear()
         edits = [Edit(layer, (0, length), 0, {name: partial(rising.put, float(share))}) for share in some]
         with torch.enable_grad():
             logits = replay.model.unembed(replay.onward(layer, edits)[:, -1])
