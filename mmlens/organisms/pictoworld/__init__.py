@@ -1,5 +1,6 @@
 """Pictoworld: a small world of drawn scenes with exact masks, on which the shipped checkpoints were trained."""
 
+from mmlens.organisms.pictoworld.mentions import Prompt, mentions
 from mmlens.organisms.pictoworld.network import parts
 from mmlens.organisms.pictoworld.scenes import (
     Object,
@@ -24,11 +25,13 @@ __all__ = [
     "RENAMED",
     "Object",
     "Pair",
+    "Prompt",
     "Question",
     "Scene",
     "blank",
     "domain_pairs",
     "first_token",
+    "mentions",
     "pairs",
     "parts",
     "scenes",
