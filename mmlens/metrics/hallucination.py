@@ -86,6 +86,17 @@ class Chair:
         """
         return len(self.made_up(answer, answers)) / max(len(self.mentioned(answer)), 1)
 
+    def recall(self, answer: str, answers: Sequence[str]) -> float:
+        """Return the fraction of the objects that the picture holds which the caption mentions, each counted once.
+
+        It is no part of CHAIR, and says whether a model that makes up less also says less. Raises ValueError where `answers`
+        name no object.
+        """
+        held = {name for gold in answers for name in self.mentioned(gold)}
+        if isinstance(answers, str) or not held:
+            raise ValueError(f"recall is of the objects that a picture holds, and none is named in {answers!r}")
+        return len(held & set(self.mentioned(answer))) / len(held)
+
     def corpus(self, captions: Sequence[str], answers: Sequence[Sequence[str]]) -> ChairScores:
         """Return CHAIR_s and CHAIR_i of captions and what their pictures hold: made-up mentions by all mentions.
 
