@@ -1,6 +1,6 @@
 """One file, one idea: an analysis takes a model and inputs and returns one frozen result."""
 
-from mmlens.analysis.ablation import AblationCurve, ablation_curve
+from mmlens.analysis.ablation import AblationConditions, AblationCurve, ablation_conditions, ablation_curve
 from mmlens.analysis.agreement import Agreement, agreement
 from mmlens.analysis.attention_rows import AttentionRows, attention_rows
 from mmlens.analysis.attention_sinks import AttentionSinks, attention_sinks
@@ -8,12 +8,14 @@ from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.attribution_patching import attribution_patching
 from mmlens.analysis.baselines import activation_score, random_score
 from mmlens.analysis.causal import CausalScore, causal_score
+from mmlens.analysis.class_selectivity import ClassSelectivity, class_selectivity, class_sets
+from mmlens.analysis.concept_overlap import ConceptOverlap, Region, concept_overlap
 from mmlens.analysis.contribution import Contribution, logit_contribution
 from mmlens.analysis.convergence import Convergence, last_token_convergence
-from mmlens.analysis.decoding import Decoding, decode
+from mmlens.analysis.decoding import Decoding, decode, interpretable, word_list
 from mmlens.analysis.direct_attribution import DirectAttribution, direct_logit_attribution
 from mmlens.analysis.editing import Edit, fit_edit, perturb
-from mmlens.analysis.fields import ReceptiveField, receptive_field
+from mmlens.analysis.fields import AverageField, ReceptiveField, receptive_field
 from mmlens.analysis.geometry import (
     GroupGeometry,
     ProbingScore,
@@ -27,16 +29,38 @@ from mmlens.analysis.knock_out import KnockOutEffect, knock_out_effect
 from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
 from mmlens.analysis.nearest_tokens import NearestTokens, nearest_tokens
 from mmlens.analysis.patching import Patching, activation_patching
+from mmlens.analysis.properties import (
+    Overlaps,
+    Ranked,
+    cross_image_invariance,
+    layer_histogram,
+    overlap,
+    region_invariance,
+    shuffle_image,
+    specificity,
+)
 from mmlens.analysis.residual import Residual, residual
+from mmlens.analysis.semantic import (
+    SemanticSensitivity,
+    as_texts,
+    lexical_overlap,
+    object_presence,
+    semantic_sensitivity,
+)
+from mmlens.analysis.time_fields import TimeField, time_field
 from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
 __all__ = [
+    "AblationConditions",
     "AblationCurve",
     "Agreement",
     "AttentionRows",
     "AttentionSinks",
     "Attribution",
+    "AverageField",
     "CausalScore",
+    "ClassSelectivity",
+    "ConceptOverlap",
     "Contribution",
     "Convergence",
     "Decoding",
@@ -46,20 +70,31 @@ __all__ = [
     "KnockOutEffect",
     "LogitLens",
     "NearestTokens",
+    "Overlaps",
     "Patching",
     "ProbingScore",
+    "Ranked",
     "ReceptiveField",
+    "Region",
     "Residual",
+    "SemanticSensitivity",
     "TelomereScore",
+    "TimeField",
     "TunedLens",
+    "ablation_conditions",
     "ablation_curve",
     "activation_patching",
     "activation_score",
     "agreement",
+    "as_texts",
     "attention_rows",
     "attention_sinks",
     "attribution_patching",
     "causal_score",
+    "class_selectivity",
+    "class_sets",
+    "concept_overlap",
+    "cross_image_invariance",
     "decode",
     "direct_logit_attribution",
     "fit_edit",
@@ -67,16 +102,27 @@ __all__ = [
     "grad_x_activation",
     "group_geometry",
     "integrated_gradients",
+    "interpretable",
     "knock_out_effect",
     "last_token_convergence",
+    "layer_histogram",
+    "lexical_overlap",
     "logit_contribution",
     "logit_lens",
     "nearest_tokens",
+    "object_presence",
+    "overlap",
     "perturb",
     "probing_score",
     "random_score",
     "receptive_field",
+    "region_invariance",
     "residual",
+    "semantic_sensitivity",
+    "shuffle_image",
+    "specificity",
     "telomere_score",
+    "time_field",
     "turning_points",
+    "word_list",
 ]

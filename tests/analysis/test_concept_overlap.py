@@ -7,7 +7,7 @@ from support import picture
 
 from mmlens import Neurons
 from mmlens.analysis import receptive_field
-from mmlens.analysis.overlap import ConceptOverlap, Region, concept_overlap
+from mmlens.analysis.concept_overlap import ConceptOverlap, Region, concept_overlap
 
 SIGN = torch.tensor([1.0, -1.0, 1.0])
 
