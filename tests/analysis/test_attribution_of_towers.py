@@ -16,26 +16,29 @@ def modules(model):
 def test_scores_are_the_plain_models_own_gradients_times_activations_of_each_rows_vectors(model, plain, batches):
     inputs, tokens = batches["padded"], torch.tensor([5, 9])
     assert modules(model)
-    for module in modules(model):
-        names = {layer: neuron_hook(module, layer, "post") for layer in (0, len(model.widths[module]) - 1)}
-        logits, seen = raw.read(plain, inputs, names.values(), retain=True)
-        logits[:, -1].gather(1, tokens[:, None]).sum().backward()
-        best = grad_x_activation(model, inputs, tokens, module=module)
-        total = grad_x_activation(model, inputs, tokens, module=module, reduce="sum").scores
-        assert total.shape == best.scores.shape == (2, len(model.widths[module]), max(model.widths[module]))
-        for layer, name in names.items():
-            activation = seen[name]
-            gradient = torch.zeros_like(activation) if activation.grad is None else activation.grad
-            product = (activation * gradient).detach()
-            rows, _ = inputs.held(module, product.shape[:-1])
-            for row in range(2):
-                own = product[rows == row]
-                raw.same(total[row, layer], own.sum(0), relative=1e-3)
-                raw.same(best.scores[row, layer], own.amax(0), relative=1e-3)
-                picked = activation[rows == row].gather(0, best.position[row, layer][None])[0]
-                raw.same(best.activation[row, layer], picked.detach())
-        plain.zero_grad()
-        assert total[:, 0].abs().max() > 0
+    names = {
+        (module, layer): neuron_hook(module, layer, "post")
+        for module in modules(model)
+        for layer in {0, len(model.widths[module]) - 1}
+    }
+    logits, seen = raw.read(plain, inputs, names.values(), retain=True)
+    logits[:, -1].gather(1, tokens[:, None]).sum().backward()
+    plain.zero_grad()
+    best = {module: grad_x_activation(model, inputs, tokens, module=module) for module in modules(model)}
+    last = modules(model)[-1]
+    total = grad_x_activation(model, inputs, tokens, module=last, reduce="sum").scores
+    for (module, layer), name in names.items():
+        found, activation = best[module], seen[name].detach()
+        assert found.scores.shape == (2, len(model.widths[module]), max(model.widths[module]))
+        product = activation * (0 if seen[name].grad is None else seen[name].grad)
+        rows, _ = inputs.held(module, product.shape[:-1])
+        for row in range(2):
+            raw.same(found.scores[row, layer], product[rows == row].amax(0), relative=1e-3)
+            picked = activation[rows == row].gather(0, found.position[row, layer][None])[0]
+            raw.same(found.activation[row, layer], picked)
+            if module == last:
+                raw.same(total[row, layer], product[rows == row].sum(0), relative=1e-3)
+        assert layer or found.scores[:, 0].abs().max() > 0
 
 
 @pytest.fixture(scope="module")

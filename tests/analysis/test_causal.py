@@ -23,15 +23,20 @@ def without(model, inputs, tokens, neuron, where=None):
 @torch.no_grad()
 def test_it_is_what_the_logit_loses_where_the_neuron_is_ablated_by_itself(model, batches):
     inputs, tokens = batches["padded"], torch.tensor([5, 9])
-    depth = model.cfg.n_layers
-    neurons = Neurons.of([(0, 3), (depth - 1, 7), (1, 2)], model.widths)
-    logit = model(inputs)[:, -1].gather(1, tokens[:, None])[:, 0]
+    layers = (0, 1, model.cfg.n_layers - 1)
+    _, cache = model.run_with_cache(inputs, [f"blocks.{layer}.mlp.hook_post" for layer in layers])
+    strongest = [(layer, int(cache["post", layer][:, -1].abs().sum(0).argmax())) for layer in layers]
+    neurons = Neurons.of(dict.fromkeys(strongest), model.widths)
+    logit, falls = model(inputs)[:, -1].gather(1, tokens[:, None])[:, 0], []
     for where in (None, inputs.mask(*MEDIA)):
         found = causal_score(model, inputs, tokens, neurons, where=where)
-        truth = torch.stack([logit - without(model, inputs, tokens, neurons[[i]], where) for i in range(3)], dim=1)
+        truth = torch.stack(
+            [logit - without(model, inputs, tokens, neurons[[i]], where) for i in range(len(neurons))], dim=1
+        )
         torch.testing.assert_close(found.logit, logit, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.fall, truth, rtol=1e-3, atol=2e-5 * float(logit.abs().max().clamp(min=1)))
-    assert truth.abs().max() > 1e-4
+        torch.testing.assert_close(found.fall, truth, rtol=1e-3, atol=1e-5 * float(logit.abs().max().clamp(min=1)))
+        falls.append(truth)
+    assert falls[0].abs().max() > 1e-3 and not torch.equal(*falls)
 
 
 @torch.no_grad()

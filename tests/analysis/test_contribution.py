@@ -17,6 +17,14 @@ def small(small_folder):
     return load(small_folder)
 
 
+@pytest.fixture(scope="module")
+def seen(plain, batches):
+    """What the plain model holds at the points that are compared."""
+    names = ["blocks.1.mlp.hook_post", "ln_final.hook_in", "hook_unembed"]
+    with torch.no_grad():
+        return raw.read(plain, batches["mixed"], names)[1]
+
+
 def somewhere(inputs):
     """Return targets in two rows: two tokens at one position, one at another, and one at the last of another row."""
     return Targets(
@@ -31,10 +39,9 @@ def somewhere(inputs):
 
 
 @torch.no_grad()
-def test_a_score_is_the_activation_times_the_row_of_w_out_times_the_column_of_w_u(model, plain, batches):
+def test_a_score_is_the_activation_times_the_row_of_w_out_times_the_column_of_w_u(model, plain, batches, seen):
     inputs = batches["mixed"]
     targets = somewhere(inputs)
-    _, seen = raw.read(plain, inputs, ["blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out", "ln_final.hook_in"])
     at = targets.row, targets.position
     post, rows = seen["blocks.1.mlp.hook_post"][at], raw.weight(plain, "blocks.1.mlp.hook_post")
     read = plain.get_output_embeddings().weight[targets.token]
@@ -57,13 +64,13 @@ def test_a_score_is_the_activation_times_the_row_of_w_out_times_the_column_of_w_
 
 
 @torch.no_grad()
-def test_contributions_and_all_that_is_not_a_neuron_add_up_to_the_plain_models_logit(model, plain, batches):
+def test_contributions_and_all_that_is_not_a_neuron_add_up_to_the_plain_models_logit(model, batches, seen):
     inputs, tokens = batches["mixed"], torch.tensor([5, 9, 7])
     found = logit_contribution(model, inputs, tokens, norm="frozen")
     direct = direct_logit_attribution(model, inputs, tokens, by="neuron")
     raw.same(found.scores, direct.scores("neuron").permute(2, 0, 1))
     others = [one for one, kind in enumerate(direct.components.kind) if kind != "neuron"]
-    logits = raw.read(plain, inputs, ["hook_unembed"])[1]["hook_unembed"][:, -1].gather(1, tokens[:, None])[:, 0]
+    logits = seen["hook_unembed"][:, -1].gather(1, tokens[:, None])[:, 0]
     raw.same(found.scores.sum((1, 2)) + direct.parts[others].sum(0) + model.b_U[tokens], logits)
 
 
