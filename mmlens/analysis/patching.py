@@ -166,6 +166,7 @@ def _edit(
         span=(start, mask.shape[1]) if chosen.spreads else (int(columns[0]), stop),
         start=start,
         changes=changes,
+        entering=(int(columns[0]), stop) if chosen.activation == "resid_pre" else (0, 0),
     )
 
 

@@ -8,8 +8,9 @@ before it, as generation calls them.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -30,13 +31,15 @@ class Edit:
 
     A change is given the activation of some neighbouring positions (a copy) and the one behind the last of them, and sets in
     it what it has to. `layer` is the first block that comes out different, at the positions of `span` (the first, and the
-    one behind the last); behind that block, positions from `start` on can be different.
+    one behind the last); behind that block, positions from `start` on can be different. `entering` are those at which what
+    enters that block is different already, None where any can be.
     """
 
     layer: int
     span: tuple[int, int]
     start: int
     changes: Mapping[str, Change]
+    entering: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Replay:
     """One run of `model` on `inputs`, kept layer by layer; `logits` are its own.
 
     `streams[l]` enters block l, the last leaves the last block; `between[l]` is what is added behind block l (DeepStack).
+    `maps[l]` are its queries, keys and values as their linear maps made them, where each has one of its own.
     `starts[p]` is the first position that an edit at position p can reach: p itself where attention is causal, the first of
     its picture where image positions see each other.
     """
@@ -52,6 +56,7 @@ class Replay:
     logits: Float[Tensor, "batch pos d_vocab"]
     streams: list[Float[Tensor, "batch pos d_model"]]
     between: list[Tensor | None]
+    maps: list[dict[str, Float[Tensor, "batch pos out"]]]
     keys: list[tuple[Tensor, ...]]
     calls: list[dict[str, Any]]
     starts: Int[Tensor, " pos"]
@@ -151,12 +156,35 @@ class Replay:
             for name in {name for edit in edits for name in edit.changes if int(name.split(".")[1]) == layer}:
                 self.model.points.put(stack, name, _changing(name, span[1], edits))
             stack.enter_context(self.model.points.whole_edits())
+            stack.enter_context(self._known(layer, span, edits, queries=not attended.stop))
             return _stream_of(self.model.bridge.blocks[layer](stream, **arguments))
+
+    @contextmanager
+    def _known(self, layer: int, span: tuple[int, int], edits: Sequence[Edit], *, queries: bool) -> Iterator[None]:
+        """Let a block's query, key and value maps take from the kept run what is the same there, and skip what nobody needs.
+
+        What enters the block is known of the last of `edits`, which begin here, but for the positions that they enter with.
+        """
+        fresh = [edit.entering for edit in edits if edit.layer == layer]
+        places = [entering for entering in fresh if entering is not None] if None not in fresh else []
+        first, stop = min((a for a, _ in places), default=0), max((b for _, b in places), default=0)
+        chosen = slice(max(first - span[0], 0), max(min(stop, span[1]) - span[0], 0))
+        own = (len(edits) - len(places)) * len(self.streams[layer])
+        linears = self.model.bridge.blocks[layer].attn.submodules
+        with ExitStack() as stack:
+            for name, kept in self.maps[layer].items():
+                linear = linears[name].original_component
+                if name == "q" and not queries:
+                    stack.enter_context(_instead(linear, partial(_nothing, kept.shape[-1])))
+                elif places:
+                    here = kept[:, span[0] : span[1]].repeat(len(places), 1, 1)
+                    stack.enter_context(_instead(linear, partial(_partly, linear.forward, here, own, chosen)))
+            yield
 
 
 @torch.no_grad()
 def record(model: HookedMLLM, inputs: Inputs) -> Replay:
-    """Return a run on `inputs`, kept: two tensors of the stream's size for every layer, and its keys and values.
+    """Return a run on `inputs`, kept: its stream, queries, keys and values in every layer.
 
     Raises ValueError where hooks lie on the model, which would see a part of the positions later on, and NotImplementedError
     for blocks that are called in a way that this does not know.
@@ -170,6 +198,10 @@ def record(model: HookedMLLM, inputs: Inputs) -> Replay:
     outs: list[Tensor] = []
     calls: list[dict[str, Any]] = []
     kept: list[_Attended] = []
+    maps: list[dict[str, Tensor]] = [{} for _ in model.bridge.blocks]
+
+    def mapped(layer: int, name: str, linear: Any, args: Any, out: Tensor) -> None:
+        maps[layer][name] = out
 
     def entering(block: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         names = inspect.signature(block.original_component.forward).parameters
@@ -183,7 +215,10 @@ def record(model: HookedMLLM, inputs: Inputs) -> Replay:
         outs.append(_stream_of(out))
 
     with ExitStack() as stack:
-        for block in model.bridge.blocks:
+        for layer, block in enumerate(model.bridge.blocks):
+            for name in {"q", "k", "v"} & set(block.attn.submodules):
+                linear = block.attn.submodules[name].original_component
+                stack.callback(linear.register_forward_hook(partial(mapped, layer, name)).remove)
             stack.callback(block.register_forward_pre_hook(entering, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leaving).remove)
         logits = model(inputs)
@@ -195,6 +230,7 @@ def record(model: HookedMLLM, inputs: Inputs) -> Replay:
             None if torch.equal(out, after.to(out.device)) else after.to(out.device) - out
             for out, after in zip(outs, [*streams[1:], outs[-1]], strict=True)
         ],
+        maps=maps,
         keys=[attended.whole for attended in kept],
         calls=calls,
         starts=_starts([call.get("attention_mask") for call in calls], inputs.attention_mask.bool()),
@@ -243,6 +279,36 @@ def _changing(name: str, stop: int, edits: Sequence[Edit]) -> Callable[..., Tens
         return edited
 
     return change
+
+
+@contextmanager
+def _instead(linear: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a linear map do something else; what it had of its own (accelerate's way of loading weights) comes back."""
+    had = vars(linear).get("forward")
+    linear.forward = forward
+    try:
+        yield
+    finally:
+        del linear.forward
+        if had is not None:
+            linear.forward = had
+
+
+def _partly(
+    compute: Callable[[Tensor], Tensor],
+    kept: Float[Tensor, "row pos out"],
+    own: int,
+    places: slice,
+    stream: Float[Tensor, "_ pos d_model"],
+) -> Float[Tensor, "_ pos out"]:
+    """Return a linear map of a stream whose rows behind the first `own` are mapped to `kept`, but for some `places`."""
+    if places.start < places.stop:
+        kept[:, places] = compute(stream[own:, places])
+    return torch.cat([compute(stream[:own]), kept]) if own else kept
+
+
+def _nothing(width: int, stream: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos out"]:
+    return stream.new_zeros(1).expand(*stream.shape[:-1], width)
 
 
 def _stream_of(out: Any) -> Tensor:

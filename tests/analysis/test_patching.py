@@ -243,6 +243,31 @@ def test_numbers_do_not_depend_on_how_many_are_computed_together_and_positions_d
     assert not len(padding) or (one.metric[:, padding] == one.corrupted_metric).all()
 
 
+def test_of_the_patched_block_only_the_patched_position_is_mapped_anew(llava):
+    clean, corrupted, metric = runs(llava, "one")
+    position = clean.tokens.shape[1] - 4
+    attention = llava.hf_model.model.language_model.layers[1].self_attn
+    before = [vars(getattr(attention, f"{name}_proj").original_component).get("forward") for name in "qkv"]
+    computed, linear = [], torch.nn.functional.linear
+
+    def counted(stream, weight, *rest):
+        owner = next((n for n in "qkv" if weight is getattr(attention, f"{n}_proj").original_component.weight), None)
+        if owner is not None:
+            computed.append((owner, stream.shape[:-1].numel()))
+        return linear(stream, weight, *rest)
+
+    torch.nn.functional.linear = counted
+    try:
+        activation_patching(llava, clean=clean, corrupted=corrupted, metric=metric, positions=[position], layers=[1])
+    finally:
+        torch.nn.functional.linear = linear
+    length = clean.tokens.shape[1]
+    whole = sorted((name, length) for name in "qkv") * 2  # the corrupted run, and the clean one
+    assert sorted(computed) == sorted([*whole, *((name, 1) for name in "qkv")])
+    after = [vars(getattr(attention, f"{name}_proj").original_component).get("forward") for name in "qkv"]
+    assert after == before
+
+
 @pytest.mark.parametrize("activation", ["resid_pre", "attn_out"])
 def test_only_layers_and_positions_that_a_patch_reaches_are_computed(llava, activation):
     clean, corrupted, metric = runs(llava, "one")
