@@ -59,7 +59,9 @@ def spacy_nouns(texts: Sequence[str], *, model: str = "en_core_web_sm") -> Calla
     try:
         spacy: Any = import_module("spacy")
     except ImportError as error:
-        raise ImportError("this tagger is spaCy's: run `pip install spacy`, or take in_lexicon or nltk_nouns") from error
+        raise ImportError(
+            "this tagger is spaCy's: run `pip install 'mmlens[taggers]'`, or take in_lexicon or nltk_nouns"
+        ) from error
     try:
         pipeline = spacy.load(model)
     except OSError as error:

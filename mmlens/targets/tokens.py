@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.inputs import Inputs
@@ -47,7 +47,18 @@ class Targets(Storable):
         """Return the first token of each word only."""
         new = torch.ones_like(self.word, dtype=torch.bool)
         new[1:] = self.word[1:] != self.word[:-1]
-        return replace(self, **{name: getattr(self, name)[new] for name in ("row", "position", "token", "word")})
+        return self._those(new)
+
+    def leading(self) -> "Targets":
+        """Return the first word of each row only, with all of its tokens (Schwettmann et al. 2023 take `leading().first()`)."""
+        begun = self.word.new_full((int(self.row.max()) + 1 if len(self) else 0,), len(self.words))
+        begun.scatter_reduce_(0, self.row, self.word, "amin")
+        chosen = self._those(self.word == begun[self.row])
+        kept, word = chosen.word.unique(return_inverse=True)
+        return replace(chosen, word=word, words=tuple(self.words[index] for index in kept.tolist()))
+
+    def _those(self, chosen: Bool[Tensor, " target"]) -> "Targets":
+        return replace(self, **{name: getattr(self, name)[chosen] for name in ("row", "position", "token", "word")})
 
     def mean(self, scores: Float[Tensor, "target *rest"]) -> Float[Tensor, "word *rest"]:
         """Return the mean of each word's tokens' scores."""

@@ -10,7 +10,7 @@ from mmlens import Ablation, HookedMLLM, Neurons, evaluate, hooks
 from mmlens.data import caption_examples, noun_examples, scene_objects
 from mmlens.organisms import pictoworld
 
-N = 8
+N = 5
 VALUE = 3.0  # at 0, half of these neurons change no caption
 
 

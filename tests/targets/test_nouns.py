@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import re
 from importlib.util import find_spec
 
@@ -105,6 +106,17 @@ def test_a_noun_of_two_pieces_has_both_and_first_and_mean_tell_them_apart(organi
     scores = torch.tensor([1.0, 3.0, 5.0, 7.0, 8.0])
     assert targets.mean(scores).tolist() == [2.0, 5.0, 7.5]
     assert torch.equal(whole.tokens[targets.row, targets.position + 1], targets.token)
+
+
+def test_the_leading_noun_of_each_row_is_its_first_with_all_pieces(organism):
+    texts = ["a lamppost , a tree", "red", "a car and a car", "tree mushroom"]
+    _, targets = nouns(organism, blank(organism, 4), encoded(organism, *texts))
+    first = targets.leading()
+    assert first.words == ("lamppost", "car", "tree") and first.word.tolist() == [0, 0, 1, 2]
+    assert first.row.tolist() == [0, 0, 2, 3] and organism.to_str_tokens(first.first().token) == ["lamp", "car", "tree"]
+    assert first.mean(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [1.5, 3.0, 4.0]
+    _, none = nouns(organism, blank(organism, 1), encoded(organism, "red"))
+    assert len(none.leading()) == 0 and none.leading().words == ()
 
 
 def test_a_noun_counts_each_time_and_pieces_of_other_words_are_not_taken_for_it(organism):
@@ -218,8 +230,36 @@ def test_a_tagger_without_its_data_says_how_to_get_it(monkeypatch):
     with pytest.raises(LookupError, match="averaged_perceptron_tagger_eng"):
         nltk_nouns(["a red car"])
     if find_spec("spacy") is None:
-        with pytest.raises(ImportError, match="pip install spacy"):
+        with pytest.raises(ImportError, match="pip install"):
             spacy_nouns(["a red car"])
+
+
+def test_nouns_of_a_tagger_are_the_words_that_it_tags_so_in_these_texts(monkeypatch, tmp_path):
+    import nltk.data
+
+    name = "averaged_perceptron_tagger_eng"
+    parts = {
+        "weights": {},
+        "tagdict": {"car": "NN", "Trees": "NNS", "red": "JJ", ",": ","},
+        "classes": ["JJ", "NN", "NNS", ","],
+    }
+    (tmp_path / "taggers" / name).mkdir(parents=True)
+    for part, content in parts.items():
+        (tmp_path / "taggers" / name / f"{name}.{part}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    is_noun = nltk_nouns(["red car,", "Trees"])
+    assert [word for word in ("red", "car", "Trees", "trees", ",") if is_noun(word)] == ["car", "Trees"]
+
+
+def test_nouns_of_a_pipeline_are_the_words_that_it_takes_for_such(tmp_path):
+    spacy = pytest.importorskip("spacy")
+    pipeline = spacy.blank("en")
+    pipeline.add_pipe("attribute_ruler").add([[{"LOWER": {"IN": ["car", "house"]}}]], {"POS": "NOUN"})
+    pipeline.to_disk(tmp_path)
+    is_noun = spacy_nouns(["a red Car and a tree-house"], model=str(tmp_path))
+    assert [word for word in ("red", "Car", "car", "tree-house", "house") if is_noun(word)] == ["Car", "tree-house", "house"]
+    with pytest.raises(OSError, match="spacy download"):
+        spacy_nouns(["a car"], model="not-there")
 
 
 def test_targets_save_and_load(organism, tmp_path):
