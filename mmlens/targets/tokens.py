@@ -50,7 +50,10 @@ class Targets(Storable):
         return self._those(new)
 
     def leading(self) -> "Targets":
-        """Return the first word of each row only, with all of its tokens (Schwettmann et al. 2023 take `leading().first()`)."""
+        """Return the first word of each row only, with all of its tokens.
+
+        Schwettmann et al. 2023 take `leading().first()` (methods A1).
+        """
         begun = self.word.new_full((int(self.row.max()) + 1 if len(self) else 0,), len(self.words))
         begun.scatter_reduce_(0, self.row, self.word, "amin")
         chosen = self._those(self.word == begun[self.row])
