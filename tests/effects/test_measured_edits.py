@@ -1,4 +1,4 @@
-"""Editing what a noun's neurons write turns it into another noun in scenes never seen and leaves the rest; random ones don't.
+"""Editing what a noun's neurons write turns it into another noun in scenes never seen and leaves the rest; random don't.
 
 All that is scored is of another seed than the scenes on which neurons are chosen and edits are fitted.
 """
