@@ -58,8 +58,9 @@ def causal_score(
     Every one of `neurons` is set to zero by itself, at the `where` positions (default: everywhere), and all others stay on:
     what they do together is not in it. Exact. Of the language model only what the neuron can reach is computed again, about
     `chunk` positions at a time; a neuron of a tower costs a whole run. Positive scores are of neurons that speak for the
-    token, as in the other scores. Raises ValueError where a tower's neurons are given with `where`, and what `record`
-    raises. Source: single-unit ablation (Morcos et al. 2018); as a score beside the others it is ours.
+    token, as in the other scores; in half precision, small ones drown in the rounding of logits. Raises ValueError where a
+    tower's neurons are given with `where`, and what `record` raises. Source: single-unit ablation (Morcos et al. 2018); as a
+    score beside the others it is ours.
     """
     if tokens.shape != (len(inputs),):
         raise ValueError(f"tokens are one for each of {len(inputs)} rows, got {list(tokens.shape)}")

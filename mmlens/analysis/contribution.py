@@ -56,7 +56,7 @@ def logit_contribution(
     targets = targets if isinstance(targets, Targets) else Targets.last(model, inputs, _one_each(inputs, targets))
     where, place = _places(model, inputs, targets)
     tokens, column = targets.token.unique(return_inverse=True)
-    read = directions(model, tokens) if norm == "frozen" else model.W_U[:, tokens.to(model.W_U.device)].T.float()
+    read = directions(model, tokens) if norm == "frozen" else _columns(model.W_U, tokens)
     widths, layers = model.widths["language"], Layers.of(model.widths, ("language",), site)
     scores, activation = torch.zeros(2, len(targets), len(widths), max(widths))
     scales: dict[str, Tensor] = {}
@@ -95,16 +95,21 @@ def _one_each(inputs: Inputs, tokens: Int[Tensor, " batch"]) -> Int[Tensor, " ba
     return tokens
 
 
+def _columns(unembedding: Float[Tensor, "d_model d_vocab"], tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+    return unembedding[:, tokens.to(unembedding.device)].T.float()
+
+
 def _places(model: HookedMLLM, inputs: Inputs, targets: Targets) -> tuple[Bool[Tensor, "batch pos"], Int[Tensor, " target"]]:
     """Return the positions at which anything is predicted, and which of them each target's is, row by row."""
     row, position, real = targets.row.cpu(), targets.position.cpu(), inputs.mask("all").cpu()
+    vocabulary = model.W_U.shape[1]
     inside = (row >= 0) & (row < real.shape[0]) & (position >= 0) & (position < real.shape[1])
-    known = (targets.token >= 0) & (targets.token < model.W_U.shape[1])
+    known = (targets.token >= 0) & (targets.token < vocabulary)
     inside[inside.clone()] = real[row[inside], position[inside]]
     if len(wrong := (~(inside & known.cpu())).nonzero()):
         index = int(wrong[0])
         raise ValueError(
-            f"a target is one of {model.W_U.shape[1]} tokens at a real position of {list(real.shape)}, got token "
+            f"a target is one of {vocabulary} tokens at a real position of {list(real.shape)}, got token "
             f"{int(targets.token[index])} at row {int(row[index])}, position {int(position[index])}: make targets from "
             "these inputs"
         )
