@@ -42,6 +42,10 @@ class Overlaps(Storable):
     def __len__(self) -> int:
         return len(self.nouns)
 
+    def __repr__(self) -> str:
+        shown = f"{float(self.overlap.mean()):.3f} of the first {self.k}, {float(self.chance.mean()):.3f} by chance"
+        return f"Overlaps({len(self)} pairs: {shown})"
+
     def within(self, *, same_image: bool) -> Bool[Tensor, " pair"]:
         """Return which pairs are of one image, or of two."""
         return torch.tensor([(a == b) == same_image for a, b in self.images], dtype=torch.bool)

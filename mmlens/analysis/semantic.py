@@ -26,6 +26,10 @@ class SemanticSensitivity(Storable):
     neuron: tuple[int, ...]
     shuffled: Float[Tensor, "shuffle picture"]
 
+    def __repr__(self) -> str:
+        shown = f"{self.mean:.3f} over {len(self.best)} pictures, {self.shuffled_mean:.3f} where they are shuffled"
+        return f"SemanticSensitivity({self.scorer}: {shown})"
+
     @property
     def mean(self) -> float:
         """The mean over pictures of the best neuron's score."""

@@ -103,6 +103,7 @@ def test_overlaps_of_many_are_those_of_each_two_and_save_and_load(tmp_path):
     found = specificity(rankings, 10)
     assert found.overlap.tolist() == pytest.approx([overlap(a, b, 10) for a, b in combinations(every, 2)])
     again = Overlaps.load(found.save(tmp_path / "overlaps"))
+    assert repr(found).startswith("Overlaps(28 pairs")
     assert again.nouns == found.nouns and torch.equal(again.overlap, found.overlap)
 
 

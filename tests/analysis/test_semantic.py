@@ -28,7 +28,7 @@ def test_the_score_of_a_picture_is_that_of_its_best_neuron():
     own = TABLE[range(4), range(4)]
     np.testing.assert_allclose(found.best, own.max(1), rtol=1e-6)
     assert found.neuron == tuple(own.argmax(1)) and found.mean == pytest.approx(own.max(1).mean())
-    assert found.scorer == "scorer"
+    assert found.scorer == "scorer" and "4 pictures" in repr(found)
 
 
 def test_in_a_shuffle_no_picture_keeps_its_neurons_and_every_picture_has_anothers():
