@@ -53,9 +53,9 @@ def fit_edit(
     positions. After each step `delta` is scaled back to `budget` where its norm is above it, so that edits of different
     neurons compare at equal norms; to compare at equal steps, give the others the first one's `edit.steps`.
 
-    An edit holds for questions of the kind that it was fitted on, and for others in part: let the scenes ask in every way that
-    it should hold in (rows may differ in all but the word). Success on them says little, since random neurons come to it as
-    well, with a larger norm: try it on other scenes, with `evaluation.expected_after`.
+    An edit holds for questions of the kind that it was fitted on, and for others in part: let the scenes ask in every way
+    that it should hold in (rows may differ in all but the word). Success on them says little, since random neurons come to
+    it as well, with a larger norm: try it on other scenes, with `evaluation.expected_after`.
 
     Raises ValueError for neurons of a tower (they do not write into the stream), words that are the same, and settings that
     mean nothing. Source: Pan et al. 2024 edit neurons so (methods B9), but their editing code was never released; the recipe
