@@ -1,9 +1,13 @@
 """One function per result; each returns a matplotlib figure and shows nothing."""
 
-from mmlens.plot.ablation import ablation_curve
+from mmlens.plot.ablation import ablation_conditions, ablation_curve
+from mmlens.plot.agreement import agreement
 from mmlens.plot.attention import attention_rows
+from mmlens.plot.class_selectivity import class_selectivity
+from mmlens.plot.concept_overlap import concept_overlap
 from mmlens.plot.convergence import convergence
 from mmlens.plot.direct_attribution import direct_attribution
+from mmlens.plot.editing import edit
 from mmlens.plot.evaluation import evaluation
 from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
 from mmlens.plot.knock_out import knock_out_effect
@@ -16,10 +20,15 @@ from mmlens.plot.stages import stages
 from mmlens.plot.strongest import strongest
 
 __all__ = [
+    "ablation_conditions",
     "ablation_curve",
+    "agreement",
     "attention_rows",
+    "class_selectivity",
+    "concept_overlap",
     "convergence",
     "direct_attribution",
+    "edit",
     "evaluation",
     "group_geometry",
     "knock_out_effect",
