@@ -37,6 +37,26 @@ ALIKE = (  # each has a sister in the test command, whose mechanisms are its own
     "prefix-opt",
     "qwen2-vl",
 )
+OWN_WAYS = (  # each family here does something in a way of its own; what is dear is asked of these in the test command
+    "blip2-opt",
+    "gemma3",
+    "llava-clip-llama",
+    "pictoworld-frozen",
+    "prefix-gpt2",
+    "prefix-gptj",
+    "qwen2-audio",
+    "qwen3-vl",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave tests that are `dear` to `-m slow` for families that differ from others in nothing that they look at."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("folder")
+        if family is not None and item.get_closest_marker("dear") and family not in OWN_WAYS:
+            item.add_marker(pytest.mark.slow)
+
+
 SHARED = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in (*FAMILIES, *ORGANISMS)]
 
 

@@ -33,6 +33,7 @@ def name_of(activation, layer):
     return f"blocks.{layer}.{owner}hook_{activation}"
 
 
+@pytest.mark.dear
 def test_attributions_are_the_plain_models_own_gradients_times_the_difference(model, plain):
     clean, corrupted, metric = runs(model)
     where = {"media": clean.mask(*MEDIA), "last": clean.last()}
@@ -56,6 +57,7 @@ def test_attributions_are_the_plain_models_own_gradients_times_the_difference(mo
         assert truth.abs().max() > 1e-5
 
 
+@pytest.mark.dear
 def test_along_the_input_the_merged_streams_attributions_add_up_to_the_whole_difference(model, folder):
     steps = 64 if folder.name.startswith(CURVED) else 8
     clean, corrupted, metric = runs(model)

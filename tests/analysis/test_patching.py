@@ -133,6 +133,7 @@ def close(ours, truth, scale):
     torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5 * max(1.0, float(scale.abs().max())))
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("kind", ["padded", "mixed"])
 @torch.no_grad()
 def test_every_activation_is_patched_as_a_plain_loop_does_it(model, kind):
@@ -172,6 +173,7 @@ def test_all_positions_before_the_first_layers_bring_back_the_clean_run(model):
     close(itself.metric, itself.clean_metric.expand_as(itself.metric), itself.clean_metric)
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_windows_heads_units_and_neurons_are_those_of_the_plain_loop(model):
     clean, corrupted, metric = runs(model, "padded")
@@ -207,6 +209,7 @@ def test_windows_heads_units_and_neurons_are_those_of_the_plain_loop(model):
     close(together.metric[2, 0], scale, scale)  # no neuron of the set is there
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_a_metric_of_all_positions_gets_all_of_them(model):
     clean, corrupted, _ = runs(model, "padded")
