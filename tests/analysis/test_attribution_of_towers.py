@@ -13,6 +13,7 @@ def modules(model):
     return [module for module in model.widths if module != "language"]
 
 
+@pytest.mark.dear
 def test_scores_are_the_plain_models_own_gradients_times_activations_of_each_rows_vectors(model, plain, batches):
     inputs, tokens = batches["padded"], torch.tensor([5, 9])
     assert modules(model)

@@ -20,6 +20,7 @@ def without(model, inputs, tokens, neuron, where=None):
     return model.run_with_hooks(inputs, fwd_hooks=edits)[:, -1].gather(1, tokens[:, None])[:, 0]
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_it_is_what_the_logit_loses_where_the_neuron_is_ablated_by_itself(model, batches):
     inputs, tokens = batches["padded"], torch.tensor([5, 9])

@@ -38,6 +38,7 @@ def somewhere(inputs):
     )
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_a_score_is_the_activation_times_the_row_of_w_out_times_the_column_of_w_u(model, plain, batches, seen):
     inputs = batches["mixed"]

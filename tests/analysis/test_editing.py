@@ -52,6 +52,7 @@ def changed(before, model):
     return {w.data_ptr() for name, w in model.hf_model.state_dict().items() if not torch.equal(w, before[name])}
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_hooks_and_weights_say_what_plain_transformers_says_with_those_rows_and_undoing_leaves_no_bit(model, plain, batches):
     inputs, real = batches["mixed"], batches["mixed"].mask("all")

@@ -32,6 +32,7 @@ def test_a_layers_scores_add_up_to_what_its_neurons_are_worth(exact, site, group
     assert truth.abs().max() > 1e-3
 
 
+@pytest.mark.dear
 def test_they_add_up_in_every_family(model, folder, batches):
     inputs, tokens = batches["padded"], torch.tensor([5, 9])
     where = inputs.mask(*MEDIA)
