@@ -60,6 +60,7 @@ def test_a_pattern_row_sums_to_one_and_sees_neither_the_future_nor_padding(model
     assert (seen[ahead & real[:, None] & real[:, :, None]] > 0).all()
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize(
     ("kind", "beside"),
     [("one", ()), ("mixed", ()), ("mixed", ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post"))],
@@ -87,6 +88,7 @@ def _edit_and_compare(model, reference, inputs, real, name, beside):
     raw.differs(truth[real], raw.attention_logits(reference, inputs, {})[real])
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("heads", [[0], [1, 3]])
 @torch.no_grad()
 def test_zeroing_heads_of_a_pattern_equals_zeroing_what_they_hand_to_the_output_projection(model, plain, batches, heads):

@@ -31,6 +31,7 @@ def at_the_ends(model):
     return [name for name in model.hook_names if name.partition("blocks.")[2].partition(".")[0] not in middle]
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, batches):
     inputs = batches["one"]
@@ -50,6 +51,7 @@ def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, ba
     assert unseen == []
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_every_read_only_point_can_be_read_and_refuses_an_edit(model):
     inputs = ask(model, "one")  # the last edit is made in place: in inputs that no other test shares
