@@ -4,6 +4,7 @@ from math import log
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mmlens.analysis import Edit
 from mmlens.plot.canvas import OURS, RANDOM, canvas, plain
@@ -47,6 +48,7 @@ def edit(result: Edit, *, control: Edit | None = None) -> Figure:
     loss.set_title(f"{len(result.neurons)} neurons, norm of the change {result.norm:.1f}", fontsize=11)
     for axes in cells:
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
