@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from mmlens.analysis.editing.edit import Edit, delta_hooks
 from mmlens.analysis.editing.rows import check_neurons
-from mmlens.inputs import MODALITIES, Inputs
+from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons
 from mmlens.prompts import check_length
 from mmlens.results import Provenance
-from mmlens.targets import Targets
+from mmlens.targets import Targets, continued
 
 WRITERS = ("language", "projector")  # the modules whose neurons write into the stream
 
@@ -181,7 +181,8 @@ class _Task:
     @classmethod
     def of(cls, model: HookedMLLM, inputs: Inputs, words: _Words) -> "_Task":
         rows, length, new = len(inputs), inputs.tokens.shape[1], len(words.target)
-        longer = answered(model, inputs, words.target)
+        longer = continued(inputs, [torch.tensor(words.target)] * rows, model=model)
+        check_length(longer, model.hf_model.config)
         before = longer.mask("all")
         before[:, length - 1 :] = False
         targets = Targets(
@@ -208,27 +209,6 @@ class _Task:
             locality=nothing,
             loss=nothing,
         )
-
-
-def answered(model: HookedMLLM, inputs: Inputs, tokens: Sequence[int]) -> Inputs:
-    """Return `inputs` with the same `tokens` behind every row, as more of the answer."""
-    rows, device = len(inputs), inputs.tokens.device
-
-    def longer(values: Tensor, new: Sequence[int] | int | bool) -> Tensor:
-        own = torch.as_tensor(new, dtype=values.dtype, device=device).expand(rows, len(tokens))
-        return torch.cat([values, own], dim=1)
-
-    found = replace(
-        inputs,
-        tokens=longer(inputs.tokens, list(tokens)),
-        attention_mask=longer(inputs.attention_mask, 1),
-        modality=longer(inputs.modality, MODALITIES.index("text")),
-        medium=longer(inputs.medium, -1),
-        answer=longer(inputs.answer, True),
-        stream={name: longer(values, model.family.answer.get(name, 0)) for name, values in inputs.stream.items()},
-    )
-    check_length(found, model.hf_model.config)
-    return found
 
 
 def _not_again(logits: Float[Tensor, "row d_vocab"], tokens: Tensor) -> Float[Tensor, "row token"]:
