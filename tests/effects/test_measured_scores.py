@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from mmlens import hooks, top_k
 from mmlens.analysis import grad_x_activation, integrated_gradients, logit_contribution
 from mmlens.organisms import pictoworld
 
-NAMES = ("pictoworld", "pictoworld-frozen")
 SHUFFLED = "weights shuffled"
 CONTRIBUTION, GRADIENT, AT_LAST, INTEGRATED = SCORES = (
     "contribution, last position",
@@ -33,6 +31,7 @@ OWN, OTHER, RANDOM, ACTIVE, EVERYWHERE = (
 class Ablated:
     """The change of the noun's logit and whether the answer survives, [score, set] -> example by example; its images."""
 
+    name: str
     change: dict[tuple[str, str], list[float]]
     survives: dict[tuple[str, str], list[float]]
     images: list[int]
@@ -43,77 +42,74 @@ class Ablated:
 
 
 @pytest.fixture(scope="module")
-def measured(organisms, expectations):
-    """Return what became of answers, by model, measured once."""
+def tuned(organisms, expectations):
+    """Return what became of the tuned model's answers, measured once."""
+    return fair(organisms["pictoworld"], "pictoworld", expectations["scores"])
+
+
+def test_what_switching_off_does_is_reported(tuned, report, expectations):
+    reported(tuned, report, expectations)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_logit_falls_much_more_than_without_other_neurons(tuned, expectations, score):
+    falls_much_more(tuned, score, expectations)
+
+
+@pytest.mark.parametrize("score", [GRADIENT, INTEGRATED])
+def test_fewer_answers_survive_than_without_random_neurons(tuned, report, expectations, score):
+    assert survival(tuned, score, report, expectations)[2] < 0
+
+
+def test_in_shuffled_weights_the_logit_falls_as_far_and_says_nothing(report, expectations):
     settings = expectations["scores"]
-
-    @cache
-    def of(name):
-        if name == SHUFFLED:
-            some = asked(settings)[: settings["shuffled_examples"]]
-            return fair(random_weights("pictoworld-frozen"), some, settings, SCORES[:2])
-        return fair(organisms[name], correct_ones(organisms[name], asked(settings)), settings)
-
-    return of
+    found = fair(random_weights("pictoworld-frozen"), SHUFFLED, settings, SCORES[:2])
+    reported(found, report, expectations)
+    times = settings["shuffled_times_another_noun"]
+    assert found.fall(CONTRIBUTION, OWN) >= times * abs(found.fall(CONTRIBUTION, OTHER))
 
 
-@pytest.mark.parametrize("name", (*NAMES, SHUFFLED))
-def test_what_switching_off_does_is_reported(measured, report, expectations, name):
-    found = measured(name)
+def reported(found, report, expectations):
+    """Put what became of answers in the table, and the differences from other neurons and from other scores."""
     for (score, chosen), values in found.change.items():
         report(
-            f"scores: {name}: change of the noun's logit, {score}, {chosen}",
+            f"scores: {found.name}: change of the noun's logit, {score}, {chosen}",
             *interval(values, found.images, expectations),
             len(values),
         )
-        if name != SHUFFLED:
+        if found.name != SHUFFLED:
             report(
-                f"scores: {name}: answers that survive, {score}, {chosen}",
+                f"scores: {found.name}: answers that survive, {score}, {chosen}",
                 *interval(found.survives[score, chosen], found.images, expectations),
                 len(values),
             )
         if chosen in (OTHER, RANDOM):
-            difference(found.change, (score, OWN), (score, chosen), f"{name}: change", found.images, report, expectations)
+            difference(found, "change", (score, OWN), (score, chosen), report, expectations)
         elif score != CONTRIBUTION:  # which score is the more causal
-            for what, kept in (("change", found.change), ("survival", found.survives)):
-                pair = (score, chosen), (CONTRIBUTION, chosen)
-                difference(kept, *pair, f"{name}: {what}", found.images, report, expectations)
+            for what in ("change", "survival") if found.name != SHUFFLED else ("change",):
+                difference(found, what, (score, chosen), (CONTRIBUTION, chosen), report, expectations)
     assert len(set(found.change[CONTRIBUTION, OWN])) > 1
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("name", NAMES)
-def test_the_logit_falls_much_more_than_without_other_neurons(measured, expectations, name, score):
-    found, settings = measured(name), expectations["scores"]
+def falls_much_more(found, score, expectations):
+    """Assert that the noun's logit falls by more than as many other neurons move it."""
+    settings = expectations["scores"]
     assert len(found.images) >= settings["scored_at_least"]
     assert found.fall(score, OWN) >= settings["times_random"] * abs(found.fall(score, RANDOM))
     assert found.fall(score, OWN) >= settings["times_another_noun"] * abs(found.fall(score, OTHER))
 
 
-@pytest.mark.parametrize(
-    ("name", "score"),
-    [(name, score) for name in NAMES for score in (GRADIENT, INTEGRATED)] + [("pictoworld-frozen", CONTRIBUTION)],
-)
-def test_fewer_answers_survive_than_without_random_neurons(measured, report, expectations, name, score):
-    found = measured(name)
-    pair = (score, OWN), (score, RANDOM)
-    assert difference(found.survives, *pair, f"{name}: survival", found.images, report, expectations)[2] < 0
+def survival(found, score, report, expectations):
+    """Return the interval of the answers that survive without a noun's neurons less those without random ones."""
+    return difference(found, "survival", (score, OWN), (score, RANDOM), report, expectations)
 
 
-def test_in_shuffled_weights_the_logit_falls_as_far_and_says_nothing(measured, expectations):
-    found, times = measured(SHUFFLED), expectations["scores"]["shuffled_times_another_noun"]
-    assert found.fall(CONTRIBUTION, OWN) >= times * abs(found.fall(CONTRIBUTION, OTHER))
-
-
-def difference(kept, ours, theirs, what, images, report, expectations):
+def difference(found, what, ours, theirs, report, expectations):
     """Return the mean over images of one row less another, example by example, and put it in the table."""
-    shown = interval([a - b for a, b in zip(kept[ours], kept[theirs], strict=True)], images, expectations)
-    report(f"scores: {what}, ({', '.join(ours)}) - ({', '.join(theirs)})", *shown, len(images))
+    kept = found.change if what == "change" else found.survives
+    shown = interval([a - b for a, b in zip(kept[ours], kept[theirs], strict=True)], found.images, expectations)
+    report(f"scores: {found.name}: {what}, ({', '.join(ours)}) - ({', '.join(theirs)})", *shown, len(found.images))
     return shown
-
-
-def asked(settings):
-    return color_examples(pictoworld.scenes("held_out", n=settings["scenes"], seed=settings["seed"]))
 
 
 def where_of(score, inputs):
@@ -129,14 +125,16 @@ def scores_of(model, score, inputs, tokens, settings):
     return grad_x_activation(model, inputs, tokens, where=where_of(score, inputs)).scores
 
 
-def fair(model, examples, settings, scores=SCORES) -> Ablated:
+def fair(model, name, settings, scores=SCORES) -> Ablated:
     """Choose each noun's neurons by each score on the pictures of one half, and zero them on those of the other."""
+    examples = color_examples(pictoworld.scenes("held_out", n=settings["scenes"], seed=settings["seed"]))
+    examples = examples[: settings["shuffled_examples"]] if name == SHUFFLED else correct_ones(model, examples)
     halves = defaultdict(lambda: ([], []))
     for example in examples:
         halves[example.noun][example.image % 2].append(example)
     concepts = {noun: half for noun, half in sorted(halves.items()) if min(map(len, half)) >= settings["examples_per_half"]}
     assert len(concepts) >= 10, "too few nouns have enough scenes to choose on and to score on"
-    found, top = Ablated(defaultdict(list), defaultdict(list), []), {}
+    found, top = Ablated(name, defaultdict(list), defaultdict(list), []), {}
     order = list(concepts)
     for noun, (chosen_on, _) in concepts.items():
         for score in scores:
