@@ -4,12 +4,14 @@
 
 A LLaVA with random weights (6 layers, d_model 512, 8 heads, d_mlp 1376, 576 positions per image, float32) reads the same
 words with two pictures; the clean run's stream before a block is put into the corrupted run, at one position at a time. In
-turns: `transformer_lens.patching.get_act_patch_resid_pre` with the corrupted picture bound (`model.bind`), a loop over
-`model.run_with_hooks` with `hooks.replace`, and `activation_patching`. The last patches all layers x 16 evenly spaced
-positions; the others, each of whose patches costs one whole run, all layers x `few` of these. Its time has the clean and the
-corrupted run in it; theirs has neither, and they are given the clean run's streams. Printed are the median of the rounds'
-ratios of time per patch, their quartiles, the largest difference between effects relative to the largest effect, and, of one
-more run of each in a process of its own, both runs included, the ratio of how far memory grew above what it was before.
+turns: `transformer_lens.patching.get_act_patch_resid_pre` on TransformerLens' own bridge, which has its own (eager)
+attention, with the corrupted picture bound to it by hand; the same tool through `model.bind`, whose attention is ours; a
+loop over `model.run_with_hooks` with `hooks.replace`; and `activation_patching`. The last patches all layers x 16 evenly
+spaced positions; the others, each of whose patches costs one whole run, all layers x `few` of these. Its time has the clean
+and the corrupted run in it; theirs has neither, and they are given the clean run's streams. Printed are the median of the
+rounds' ratios of time per patch, their quartiles, the largest difference between effects relative to the largest effect,
+and, of one more run of each in a process of its own, both runs included, the ratio of how far memory grew above what it was
+before.
 By default the language model has 25 M weights with its vocabulary of 5,900. What a whole run spends on the unembedding at
 all positions, `activation_patching` spends at one: with `--vocabulary 0` (a few words) it gains nothing there, as in a 7B
 model, where that is 2 % of a run; with LLaVA's own 32,000 it is nearly half of so narrow a model's run.
@@ -25,6 +27,7 @@ from measuring import (
     in_turns,
     llava,
     load_hooked,
+    load_plain,
     machine,
     options_parser,
     picture,
@@ -33,6 +36,7 @@ from measuring import (
     vocabulary,
     write_json,
 )
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.patching import get_act_patch_resid_pre
 
 from mmlens import hooks
@@ -45,7 +49,7 @@ POSITIONS = 16
 class Task:
     """Two prompts that differ in their picture, the metric, and what the slow sides are given: the clean run's streams."""
 
-    def __init__(self, model):
+    def __init__(self, model, folder):
         self.model = model
         self.clean, self.corrupted = (self.model.to_inputs("the red car " * 10, images=picture(seed)) for seed in (0, 1))
         right, wrong = (torch.tensor([self.model.to_token(word)]) for word in ("car", "boat"))
@@ -54,6 +58,7 @@ class Task:
         with torch.no_grad():
             logits, self.cache = self.model.run_with_cache(self.clean, self.names)
             self.best, self.worst = self.metric(logits), self.metric(self.model(self.corrupted))
+        self.theirs = own_bridge(model, folder, self.corrupted)
         last = self.clean.tokens.shape[1] - 1
         self.positions = torch.linspace(0, last, POSITIONS).round().int().tolist()
 
@@ -74,19 +79,38 @@ def ours(task, positions):
 
 
 @torch.no_grad()
-def transformer_lens(task, positions):
+def patched_by(bridge, task, positions):
     """Return the same effects from TransformerLens, told which (layer, position) to patch."""
     rows = pd.DataFrame([(layer, position) for layer in range(len(task.names)) for position in positions])
-    with task.model.bind(task.corrupted) as bridge:
-        metric = get_act_patch_resid_pre(
-            bridge,
-            task.corrupted.tokens,
-            task.cache,
-            lambda logits: task.metric(logits)[0],
-            index_axis_names=None,
-            index_df=rows,
-        )
+    metric = get_act_patch_resid_pre(
+        bridge,
+        task.corrupted.tokens,
+        task.cache,
+        lambda logits: task.metric(logits)[0],
+        index_axis_names=None,
+        index_df=rows,
+    )
     return task.effect(metric)
+
+
+def transformer_lens(task, positions):
+    return patched_by(task.theirs, task, positions)
+
+
+def through_bind(task, positions):
+    with task.model.bind(task.corrupted) as bridge:
+        return patched_by(bridge, task, positions)
+
+
+def own_bridge(model, folder, inputs):
+    """Return TransformerLens' bridge as it ships, around a plain eager model, fed with the media of `inputs`."""
+    plain = load_plain(folder, "eager")
+    bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config, model_name="llava")
+    bridge.tokenizer = model.tokenizer
+    media = {name: value for name, value in inputs.kwargs().items() if name != "input_ids"}
+    forward = type(bridge).forward
+    object.__setattr__(bridge, "forward", lambda tokens, *args, **given: forward(bridge, tokens, *args, **media, **given))
+    return bridge
 
 
 @torch.no_grad()
@@ -99,7 +123,12 @@ def hook_loop(task, positions):
     return task.effect(torch.cat(found))
 
 
-SIDES = {"transformer_lens.patching": transformer_lens, "a loop over hooks": hook_loop, "ours": ours}
+SIDES = {
+    "transformer_lens.patching": transformer_lens,
+    "the same through model.bind": through_bind,
+    "a loop over hooks": hook_loop,
+    "ours": ours,
+}
 
 
 def growth(folder, which):
@@ -110,7 +139,7 @@ def growth(folder, which):
         model(model.to_inputs("the red car"))
 
     def run():
-        task = Task(model)
+        task = Task(model, folder)
         SIDES[which](task, task.positions if which == "ours" else task.positions[:1])
 
     return grown(run)
@@ -119,7 +148,7 @@ def growth(folder, which):
 def main(options):
     folder = llava(options.small, vocabulary=vocabulary(0 if options.small else options.vocabulary))
     told = {which: grown_alone(options, which, folder) for which in SIDES}
-    task = Task(load_hooked(folder))
+    task = Task(load_hooked(folder), folder)
     few = task.positions[:: max(1, POSITIONS // options.few)][: options.few]
     patched = {which: task.positions if which == "ours" else few for which in SIDES}
     found = {which: side(task, patched[which]) for which, side in SIDES.items()}
