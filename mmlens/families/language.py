@@ -89,8 +89,9 @@ class _RoutedGPTJAttention(GPTJAttention):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         # GPT-J compares queries and keys in float32, whatever its weights are in: 16 bits would overflow.
+        scale: Any = self.scale_attn
         mixed, _ = attention.attention(
-            self, query.float(), key.float(), value.float(), attention_mask, scaling=1 / float(self.scale_attn)
+            self, query.float(), key.float(), value.float(), attention_mask, scaling=1 / float(scale)
         )
         return mixed.to(value.dtype).transpose(1, 2), None
 
