@@ -56,7 +56,7 @@ def attribution_patching(
         )
     chosen = nodes(model, corrupted, activation, sites=sites, positions=positions, heads=heads, units=units)
     own = list(range(model.cfg.n_layers)) if layers is None else [int(layer) for layer in layers]
-    wanted = torch.stack([torch.zeros_like(corrupted.tokens, dtype=torch.bool), *chosen.masks]).any(0)
+    wanted = chosen.everywhere(corrupted)
     moved, best, worst = _difference(model, clean, corrupted, chosen, own, wanted, metric)
     found = _Attributed(chosen, wanted, {layer: moved[chosen.name(layer)] for layer in own})
     runs: list[tuple[list[int], list[Hook]]] = [(own, [])]

@@ -37,10 +37,9 @@ def integrated_gradients(
     Layer by layer: the neurons of one layer, at the `where` positions (default: those of images and other media), are put at
     u = (step + 1/2) / `steps` of their activation together, all else is as in the model. Where a norm stands between MLP and
     stream (Gemma 3), which undoes a share until it is next to nothing, they are put at u^6, and gradients weighed for it.
-    `reduce` is that of
-    `grad_x_activation`, and the result's `scores` have its shapes and units. Summed over units and positions, a layer's
-    scores come to the logit less what it is with all these neurons at zero, as `steps` grow. So, unlike the gradient at the
-    end of the way alone, they see what has saturated there, as two neurons of which each is enough.
+    `reduce` is that of `grad_x_activation`, and the result's `scores` have its shapes and units. Summed over units and
+    positions, a layer's scores come to the logit less what it is with all these neurons at zero, as `steps` grow. So, unlike
+    the gradient at the end of the way alone, they see what has saturated there, as two neurons of which each is enough.
 
     Costs a forward, and for each layer and step a forward and a backward of the blocks from that layer on, about `chunk`
     positions at a time. Raises ValueError where a row has no position in `where`, for no steps, and what `record` raises.

@@ -43,6 +43,10 @@ class Nodes:
         """Whether a change at some positions changes what the same block adds to other positions."""
         return self.activation in ("resid_pre", "k", "v")
 
+    def everywhere(self, inputs: Inputs) -> Bool[Tensor, "batch pos"]:
+        """Return the positions of all sites together."""
+        return torch.stack([torch.zeros_like(inputs.tokens, dtype=torch.bool), *self.masks]).any(0)
+
     def name(self, layer: int) -> str:
         """Return the hook point that holds the activation of a layer."""
         if self.activation in ("pre", "post"):

@@ -111,7 +111,7 @@ def activation_patching(
     chosen = nodes(model, corrupted, activation, sites=sites, positions=positions, heads=heads, units=units)
     windows = windows_of(model.cfg.n_layers, layers, window)
     replay = record(model, corrupted)
-    wanted = torch.stack([*chosen.masks, torch.zeros_like(chosen.masks[0])]).any(0) if chosen.masks else clean.mask()
+    wanted = chosen.everywhere(corrupted)
     patched = sorted({layer for first, stop in windows for layer in range(first, stop)})
     logits, values = values_at(model, clean, chosen, patched, wanted)
     best, worst = metric(logits).cpu(), metric(replay.logits).cpu()

@@ -1,8 +1,8 @@
 """Schwettmann et al. 2023 (arXiv 2308.01544), Multimodal neurons in pretrained text-only transformers: presets and tables.
 
 Theirs is GPT-J-6B behind BEiT and one linear map, on COCO; nothing but the model was released, so numbers are the paper's.
-What differs from the paper in the functions' defaults is named where they are; here: the site is `post` unless `SITE` is
-given, and neurons of gated MLPs are read with the sign with which they acted (GPT-J has no gate).
+What differs from the paper in the functions' defaults is named where they are (`ATTRIBUTION` takes the paper's site, `pre`).
+Here, neurons are read with the sign with which they acted, which gated ones need (GPT-J has no gate).
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence

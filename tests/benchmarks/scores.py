@@ -37,7 +37,7 @@ WIDE = dict(layers=32, d_model=256, d_mlp=11_008, heads=4, kv_heads=4)
 class Task:
     """One prompt, one token, both models, and the plain model's modules."""
 
-    def __init__(self, folder, small):
+    def __init__(self, folder):
         self.model, self.plain = load_hooked(folder), load_plain(folder)
         for weight in self.plain.parameters():
             weight.requires_grad_(False)
@@ -109,7 +109,7 @@ def captum_is_there():
 
 def main(options):
     words = vocabulary(0 if options.small else 5_900)
-    task = Task(llava(options.small, vocabulary=words, **(WIDE if options.wide else {})), options.small)
+    task = Task(llava(options.small, vocabulary=words, **(WIDE if options.wide else {})))
     sides = {"grad": ours_gradient, "floor": floor, "contribution": ours_contribution, "forward": forward}
     rows = [("grad_x_activation", "grad", "1 forward + 1 backward", "floor")]
     if captum_is_there():
