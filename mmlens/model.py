@@ -323,6 +323,14 @@ class HookedMLLM:
             widths[module] = tuple(units(self._output(layer, module)) for layer in range(layers))
         return widths
 
+    @property
+    def live_layers(self) -> dict[str, int]:
+        """How many layers of each module, from the first, reach the output: of some towers the last is not read."""
+        return {
+            module: sum(self.points.promise(neuron_hook(module, layer, "post")) == "live" for layer in range(len(widths)))
+            for module, widths in self.widths.items()
+        }
+
     def W_out(self, layer: int, module: str = "language") -> Float[Tensor, "unit d_out"]:
         """Return the output weights of a layer's neurons, a row each: the model's own where they lie in memory, unpacked.
 

@@ -4,7 +4,7 @@ from mmlens.data.benchmark import Benchmark
 from mmlens.data.benchmarks import BENCHMARKS, table
 from mmlens.data.example import Example
 from mmlens.data.reading import Examples, Stream, load
-from mmlens.data.scenes import caption_examples, noun_examples, scene_objects
+from mmlens.data.scenes import caption_examples, noun_examples, question_examples, scene_objects
 
 __all__ = [
     "BENCHMARKS",
@@ -15,6 +15,7 @@ __all__ = [
     "caption_examples",
     "load",
     "noun_examples",
+    "question_examples",
     "scene_objects",
     "table",
 ]

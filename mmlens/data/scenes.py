@@ -1,11 +1,40 @@
-"""Captions of Pictoworld's scenes as examples: what they should mention, and which noun comes next."""
+"""Questions and captions of the organisms' worlds as examples: what is asked, what should be mentioned, what comes next."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from mmlens.data.example import Example
 from mmlens.metrics import Chair, chair
 from mmlens.organisms import pictoworld
+from mmlens.organisms.pictosound import Clip
 from mmlens.organisms.pictoworld import Scene
+
+
+def question_examples(
+    scenes: Sequence[Scene] | Sequence[Clip],
+    *kinds: str,
+    notes: bool = False,
+    label: Literal["domain", "kind"] = "domain",
+) -> list[Example]:
+    """Return the questions of those `kinds` (of all, where none is named) about scenes or clips, with their answers.
+
+    With `notes`, what describes the scene in words stands before the question in the medium's place. `label` is the scene's
+    domain or the question's kind; clips have no domain, so theirs is the kind. Raises ValueError where nothing is asked.
+    """
+    found: list[Example] = []
+    for scene in scenes:
+        heard = isinstance(scene, Clip)
+        media: dict[str, Any] = {"audio": scene.audio} if heard else {"images": scene.image}
+        for number, question in enumerate(scene.questions):
+            if kinds and question.kind not in kinds:
+                continue
+            text = f"{scene.notes} {question.text}" if notes else question.text
+            named = question.kind if heard or label == "kind" else scene.domain
+            how: dict[str, Any] = dict(answers=(question.answer,), label=named, id=f"{_name(scene)}/{number}")
+            found.append(Example(text, **({} if notes else media), **how))
+    if not found:
+        raise ValueError(f"no scene has a question of {', '.join(kinds) or 'any kind'}: look at `scene.questions`")
+    return found
 
 
 def caption_examples(scenes: Sequence[Scene], *, captions: Sequence[str] | None = None) -> list[Example]:
@@ -41,5 +70,5 @@ def scene_objects() -> Chair:
     return chair(dict.fromkeys(pictoworld.NOUNS, ()))
 
 
-def _name(scene: Scene) -> str:
+def _name(scene: Scene | Clip) -> str:
     return "/".join(map(str, scene.seed))

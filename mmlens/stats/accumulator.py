@@ -30,6 +30,11 @@ class Hooked(Protocol):
         """Return `model`, `revision` and `weights`."""
         ...
 
+    @property
+    def live_layers(self) -> Mapping[str, int]:
+        """How many layers of each module, from the first, reach the output."""
+        ...
+
     def act(self, layer: int, module: str = "language") -> Callable[[Tensor], Tensor]:
         """Return the nonlinearity of a layer's neurons."""
         ...

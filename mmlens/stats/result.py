@@ -1,7 +1,8 @@
 """What statistics of neurons over a data set come to."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ class Statistics(Result):
     that has the group). `table` and `scores` give them; `totals[statistic][module]` [label, group, layer, unit] is what was
     added up (of "max" by tokens: the largest), in the units of the site. `tokens` and `samples` count, by module [label,
     group], the positions and the examples; `short` the examples that had fewer positions than the budget, and gave none.
+    `live` is how many layers of a module, from the first, reach the model's output.
     """
 
     weighting: Literal["tokens", "samples"]
@@ -28,6 +30,7 @@ class Statistics(Result):
     labels: tuple[str, ...]
     groups: tuple[str, ...]
     widths: dict[str, tuple[int, ...]]
+    live: dict[str, int]
     totals: dict[str, dict[str, Tensor]]
     tokens: dict[str, Int[Tensor, "label group"]]
     samples: dict[str, Int[Tensor, "label group"]]
@@ -66,6 +69,56 @@ class Statistics(Result):
             total, count = total[row : row + 1], count[row : row + 1]
         pooled = total.amax(0) if self._is_largest(statistic) else total.sum(0)
         return self._over(statistic, pooled, count.sum(0))
+
+    @classmethod
+    def joined(cls, *parts: "Statistics") -> "Statistics":
+        """Return the statistics of several sets of examples together: equal labels added up, others side by side.
+
+        Raises ValueError for parts of other weights, sites, groups, modules or statistics, or otherwise scaled.
+        """
+        if not parts:
+            raise ValueError("statistics are joined of one part or more, got none")
+        first, labels = parts[0], tuple(dict.fromkeys(label for part in parts for label in part.labels))
+        for part in parts[1:]:
+            for name, value in first._kind().items():
+                if (other := part._kind()[name]) != value:
+                    raise ValueError(f"statistics are joined where they are of one kind, got the {name} {value} and {other}")
+
+        def gather(of: Callable[["Statistics"], dict[str, Tensor]], empty: float = 0) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for part in parts:
+                rows = [labels.index(label) for label in part.labels]
+                for module, own in of(part).items():
+                    if module not in found:
+                        found[module] = own.new_full((len(labels), *own.shape[1:]), empty)
+                    before = found[module][rows]
+                    found[module][rows] = before.maximum(own) if empty else before + own
+            return found
+
+        totals = {
+            name: gather(lambda part: part.totals[name], -torch.inf if first._is_largest(name) else 0)  # noqa: B023
+            for name in first.totals
+        }
+        return replace(
+            first,
+            labels=labels,
+            totals=totals,
+            tokens=gather(lambda part: part.tokens),
+            samples=gather(lambda part: part.samples),
+            short=gather(lambda part: part.short),
+            provenance=replace(first.provenance, inputs=tuple(one for part in parts for one in part.provenance.inputs)),
+        )
+
+    def _kind(self) -> dict[str, Any]:
+        return {
+            "weights": self.provenance.weights,
+            "weighting": self.weighting,
+            "site": self.site,
+            "groups": self.groups,
+            "modules": self.widths,
+            "statistics": tuple(self.totals),
+            "parameters": self.provenance.parameters,
+        }
 
     def at(
         self, neurons: Neurons, statistic: str = "mean", *, label: str | None = None, group: str | None = None

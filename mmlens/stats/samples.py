@@ -116,6 +116,7 @@ class SampleStats(OfNeurons):
             labels=self.labels,
             groups=self.groups,
             widths=self.layers.widths,
+            live={module: model.live_layers[module] for module in self.layers.widths},
             totals={
                 name: {module: total[place] for module, total in totals.items()}
                 for place, name in enumerate(self.statistics)

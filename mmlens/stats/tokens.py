@@ -88,6 +88,7 @@ class TokenStats(OfNeurons):
             labels=self.labels,
             groups=self.groups,
             widths=self.layers.widths,
+            live={module: model.live_layers[module] for module in self.layers.widths},
             totals={name: self.by_module(name) for name in self.statistics},
             tokens=self.by_module("tokens"),
             samples=self.by_module("samples"),
