@@ -26,7 +26,9 @@ from mmlens.analysis.geometry import (
 )
 from mmlens.analysis.integrated_gradients import integrated_gradients
 from mmlens.analysis.knock_out import KnockOutEffect, knock_out_effect
+from mmlens.analysis.lens_entropy import LensEntropy, lens_entropy
 from mmlens.analysis.logit_lens import LogitLens, logit_lens, turning_points
+from mmlens.analysis.media_geometry import MediaGeometry, media_geometry
 from mmlens.analysis.nearest_tokens import NearestTokens, nearest_tokens
 from mmlens.analysis.patching import Patching, activation_patching
 from mmlens.analysis.properties import (
@@ -59,6 +61,7 @@ from mmlens.analysis.semantic import (
     object_presence,
     semantic_sensitivity,
 )
+from mmlens.analysis.stream_change import StreamChange, stream_change
 from mmlens.analysis.time_fields import TimeField, time_field
 from mmlens.analysis.tuned_lens import TunedLens, fit_tuned_lens
 
@@ -81,7 +84,9 @@ __all__ = [
     "Edit",
     "GroupGeometry",
     "KnockOutEffect",
+    "LensEntropy",
     "LogitLens",
+    "MediaGeometry",
     "NearestTokens",
     "Overlaps",
     "Patching",
@@ -93,6 +98,7 @@ __all__ = [
     "Selection",
     "SemanticSensitivity",
     "Stability",
+    "StreamChange",
     "TelomereScore",
     "TimeField",
     "TunedLens",
@@ -125,10 +131,12 @@ __all__ = [
     "knock_out_effect",
     "last_token_convergence",
     "layer_histogram",
+    "lens_entropy",
     "lexical_overlap",
     "logit_contribution",
     "logit_lens",
     "low_entropy",
+    "media_geometry",
     "modality_neurons",
     "nearest_tokens",
     "object_presence",
@@ -143,6 +151,7 @@ __all__ = [
     "shuffle_image",
     "specificity",
     "stability",
+    "stream_change",
     "telomere_score",
     "time_field",
     "turning_points",

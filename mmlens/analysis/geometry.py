@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens.analysis.logit_lens import stream_points
+from mmlens.analysis.planes import Projection, on_plane, silhouette
 from mmlens.hooks import feed
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
-
-Projection = Literal["pca", "tsne", "umap"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -96,14 +94,14 @@ def group_geometry(
 
     def measure(directions: Tensor) -> tuple[Tensor, ...]:
         cosines, scores = zip(*(_apart(d, own, len(groups)) for d, own in zip(directions, member, strict=True)), strict=True)
-        plane, explained = _plane(directions[member >= 0], projection, seed)
+        plane, explained = on_plane(directions[member >= 0], projection, seed)
         return torch.stack(cosines), torch.stack(scores), plane, explained
 
-    cosine, silhouette, plane, explained = _by_layer(model, inputs, measure)
+    cosine, separate, plane, explained = _by_layer(model, inputs, measure)
     return GroupGeometry(
         groups=tuple(groups),
         cosine=cosine,
-        silhouette=silhouette,
+        silhouette=separate,
         plane=plane,
         explained=explained,
         row=rows,
@@ -199,42 +197,10 @@ def _by_layer(
 
 def _apart(directions: Float[Tensor, "pos d_model"], member: Int[Tensor, " pos"], groups: int) -> tuple[Tensor, Tensor]:
     """Return the cosines of the groups' centroids, and their silhouette."""
-    from sklearn.metrics import silhouette_score  # half a second for what most users never ask
-
     centroids = torch.stack([directions[member == group].mean(0) for group in range(groups)])  # NaN for an empty group
     unit = torch.nn.functional.normalize(centroids, dim=-1)
     own = member >= 0
-    labels = member[own].numpy()
-    silhouette = torch.nan
-    if 1 < len(np.unique(labels)) < len(labels):
-        silhouette = float(silhouette_score(directions[own].numpy(), labels, metric="cosine"))
-    return unit @ unit.T, torch.tensor(silhouette)
-
-
-def _plane(points: Float[Tensor, "position d_model"], projection: Projection, seed: int) -> tuple[Tensor, Tensor]:
-    """Return points on two axes, and the shares of variance of principal ones (NaN of the others)."""
-    if projection != "pca":
-        placed = (_tsne if projection == "tsne" else _umap)(points.numpy(), seed)
-        return torch.from_numpy(np.asarray(placed)).float(), torch.full((2,), torch.nan)
-    centred = (points - points.mean(0)).double()
-    u, s, v = torch.linalg.svd(centred, full_matrices=False)
-    sign = v[:2].gather(1, v[:2].abs().argmax(1, keepdim=True)).sign()[:, 0]  # an axis points where it is largest
-    return (u[:, :2] * s[:2] * sign).float(), (s[:2] ** 2 / (s**2).sum()).float()
-
-
-def _tsne(points: Float[np.ndarray, "position d_model"], seed: int) -> Any:
-    from sklearn.manifold import TSNE
-
-    nearby = min(30.0, max(1.0, (len(points) - 1) / 3))
-    return TSNE(perplexity=nearby, random_state=seed, init="pca", metric="cosine").fit_transform(points)
-
-
-def _umap(points: Float[np.ndarray, "position d_model"], seed: int) -> Any:
-    try:
-        from umap import UMAP  # pyright: ignore[reportMissingImports] (an extra)
-    except ImportError as error:
-        raise ImportError('UMAP is an extra, which is not installed: pip install "mmlens[umap]", or take t-SNE') from error
-    return UMAP(n_neighbors=min(15, len(points) - 1), random_state=seed, n_jobs=1, metric="cosine").fit_transform(points)
+    return unit @ unit.T, silhouette(directions[own], member[own])
 
 
 def _both(inputs: Inputs, one: str, two: str) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
