@@ -15,7 +15,7 @@ from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.results import Provenance, Result
 
-Tower = Literal["vision", "audio"]
+TOWERS = ("vision", "audio")
 Pool = Literal["mean", "first"]
 
 
@@ -47,7 +47,7 @@ def media_geometry(
     inputs: Inputs | Iterable[Inputs],
     labels: Sequence[str],
     *,
-    module: Tower = "vision",
+    module: str = "vision",
     layer: int | None = None,
     pool: Pool = "mean",
     projection: Projection = "pca",
@@ -99,7 +99,7 @@ def media_geometry(
 
 def _layer(model: HookedMLLM, module: str, layer: int | None) -> int:
     """Return the layer that is read. Raises ValueError for what is no tower, IndexError for a layer that it has not."""
-    towers = [name for name in get_args(Tower) if name in model.widths]
+    towers = [name for name in TOWERS if name in model.widths]
     if module not in towers:
         raise ValueError(f"media lie in a tower, {model.name} has {' and '.join(towers)}; got {module!r}: give one of those")
     depth = len(model.widths[module])
