@@ -38,7 +38,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME=FILE", help="Neurons to hold, as Neurons.save wrote them. Repeat it.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="exact_match, vqa_score, ..., or log_prob (default: the benchmark's own).")
+        str | None, typer.Option(help="exact_match, vqa_score, ..., log_prob or margin (default: the benchmark's own).")
     ] = None,
     n: Number = None,
     split: Split = None,
@@ -135,9 +135,10 @@ def _metric(asked: str | None, data: Sequence[str]) -> str:
     """Return the metric that was asked for, or the one that all data sets have as their own; or stop."""
     quiet()
     from mmlens.data import BENCHMARKS
+    from mmlens.evaluation.scoring import OF_LOGITS
     from mmlens.metrics import METRICS
 
-    known = ", ".join([*METRICS, "log_prob"])
+    known = ", ".join([*METRICS, *OF_LOGITS])
     if asked is None:
         own = {
             name: "exact_match" if name == PICTOWORLD else BENCHMARKS[name].metric if name in BENCHMARKS else None
@@ -147,7 +148,7 @@ def _metric(asked: str | None, data: Sequence[str]) -> str:
         if asked is None or len(set(own.values())) > 1:
             told = ", ".join(f"{name}: {one or 'none'}" for name, one in own.items())
             stop(f"--metric is needed, one of {known}: the data have no one metric of their own ({told})")
-    if asked not in (*METRICS, "log_prob"):
+    if asked not in (*METRICS, *OF_LOGITS):
         stop(f"--metric is one of {known}, got {asked!r}")
     return asked
 

@@ -39,9 +39,11 @@ def evaluate(
     """Return what `examples` score with the model as it is, under each intervention, and under its random controls.
 
     A task is all examples of one label. `metric` is a function of what the model writes (greedily, up to `max_new_tokens`)
-    and of the gold answers, a name in `metrics.METRICS`, or "log_prob": the log-probability (nats) of the first gold answer,
-    for which nothing is written. An intervention is `Neurons` (held at 0 at `post`, everywhere), an `Ablation`, a list of
-    hooks, or a function of inputs that returns one (what masks positions is made from the inputs, so it is a function).
+    and of the gold answers, or a name in `metrics.METRICS`. For two others nothing is written: "log_prob" is the
+    log-probability (nats) of the first gold answer; "margin" is how far the logits of its tokens stand above the best other
+    token's, on average, and still moves where the answer is certain. An intervention is `Neurons` (held at 0 at `post`,
+    everywhere), an `Ablation`, a list of hooks, or a function of inputs that returns one (what masks positions is made from
+    the inputs, so it is a function).
 
     Every set of neurons has `draws` random controls (one number, or one by name: 10 where left out): as many others of the
     same layers, drawn by `seed`, treated alike; 10 or more say how far chance reaches, 0 leaves them out. Every intervention

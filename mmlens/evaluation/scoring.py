@@ -14,12 +14,12 @@ from mmlens.metrics import METRICS
 from mmlens.model import HookedMLLM
 from mmlens.sweeps import encoded
 
-LOG_PROB = "log_prob"
+LOG_PROB, MARGIN = OF_LOGITS = ("log_prob", "margin")  # for these, nothing is written
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """How examples are asked and scored: by `metric` of what is written, or, without one, by log-probability."""
+    """How examples are asked and scored: by `metric` of what is written, or, without one, by logits."""
 
     name: str
     metric: Callable[[str, Sequence[str]], float] | None
@@ -29,8 +29,9 @@ class Scorer:
     @classmethod
     def of(cls, metric: str | Callable[..., Any], *, max_new_tokens: int, chat: bool) -> "Scorer":
         """Return the scorer of a metric or of its name. Raises ValueError for a name that is none."""
-        if isinstance(metric, str) and metric not in (*METRICS, LOG_PROB):
-            raise ValueError(f"a metric is a function, or one of {', '.join(METRICS)} and {LOG_PROB}; got {metric!r}")
+        if isinstance(metric, str) and metric not in (*METRICS, *OF_LOGITS):
+            known = ", ".join((*METRICS, *OF_LOGITS))
+            raise ValueError(f"a metric is a function, or one of {known}; got {metric!r}")
         if isinstance(metric, str):
             return cls(metric, METRICS.get(metric), max_new_tokens, chat)
         return cls(named(metric), metric, max_new_tokens, chat)
@@ -49,7 +50,7 @@ class Scorer:
             return encoded(model, examples, chat=self.chat) if given is None else given
         for example in examples:
             if not example.answers or not example.answers[0].strip():
-                raise ValueError(f"{LOG_PROB} is that of the first gold answer, and this example has none: leave it out")
+                raise ValueError(f"{self.name} is that of the first gold answer, and this example has none: leave it out")
         return encoded(model, examples, chat=self.chat, answer=[example.answers[0] for example in examples])
 
     def scores(
@@ -58,7 +59,7 @@ class Scorer:
         """Return each row's score and what was written. Raises ValueError for a score that is not finite."""
         said: list[str | None] = [None] * len(examples)
         if self.metric is None:
-            scores = _log_prob(model, inputs, hooks)
+            scores = _of_answers(model, inputs, hooks, margin=self.name == MARGIN)
         else:
             written = model.generate(inputs, max_new_tokens=self.max_new_tokens, fwd_hooks=hooks).text
             scores = [float(self.metric(*pair)) for pair in zip(written, (one.answers for one in examples), strict=True)]
@@ -68,11 +69,13 @@ class Scorer:
         return scores, said
 
 
-def _log_prob(model: HookedMLLM, inputs: Inputs, hooks: Sequence[Hook]) -> list[float]:
-    """Return the log-probability (nats) of each row's whole answer, its tokens given one after the other."""
+def _of_answers(model: HookedMLLM, inputs: Inputs, hooks: Sequence[Hook], *, margin: bool) -> list[float]:
+    """Return the log-probability (nats) of each row's answer, or its tokens' mean margin, each token after those before."""
     length = int(inputs.answer.sum(1).max())
     logits = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, -length - 1 : -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokens, own = inputs.tokens[:, -length:].to(logits.device), inputs.answer[:, -length:].to(logits.device)
-    of_tokens = torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0].double()
-    return of_tokens.where(own, 0).sum(1).tolist()
+    tokens, own = inputs.tokens[:, -length:, None].to(logits.device), inputs.answer[:, -length:].to(logits.device)
+    if not margin:
+        return torch.log_softmax(logits, -1).gather(-1, tokens)[..., 0].double().where(own, 0).sum(1).tolist()
+    ahead = logits.gather(-1, tokens)[..., 0] - logits.scatter(-1, tokens, -torch.inf).amax(-1)
+    return (ahead.double().where(own, 0).sum(1) / own.sum(1)).tolist()

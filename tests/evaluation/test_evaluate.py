@@ -109,6 +109,22 @@ def test_log_prob_is_that_of_the_whole_first_answer(small, examples):
     assert found.answers["baseline"] == (None,) * 10
 
 
+def test_the_margin_is_how_far_the_answers_tokens_stand_above_the_best_others(small, examples):
+    off = Neurons.of([(0, unit) for unit in range(20)], small.widths)
+    found = evaluate(small, examples, "margin", {"off": off}, draws=0, **QUIET)
+    for arm, edits in enumerate(([], hooks.ablate(off))):
+        for place, one in enumerate(examples):
+            inputs = to_inputs(small, [one], answer="the car")
+            with torch.no_grad():
+                logits = small.run_with_hooks(inputs, fwd_hooks=edits)[0].tolist()
+            ahead = []
+            for position, word in ((-3, "the"), (-2, "car")):
+                token = small.to_token(word)
+                ahead.append(logits[position][token] - max(v for t, v in enumerate(logits[position]) if t != token))
+            assert found.scores[arm, place] == pytest.approx(sum(ahead) / 2, abs=1e-5)
+    assert found.said.unique().tolist() == [-1]
+
+
 def test_a_metric_is_named_or_any_function_and_a_chat_is_one(small, examples):
     named, given = (
         evaluate(small, examples[:3], metric, {}, chat=True, max_new_tokens=3, **QUIET)
