@@ -84,19 +84,19 @@ class Statistics(Result):
                 if (other := part._kind()[name]) != value:
                     raise ValueError(f"statistics are joined where they are of one kind, got the {name} {value} and {other}")
 
-        def gather(of: Callable[["Statistics"], dict[str, Tensor]], empty: float = 0) -> dict[str, Tensor]:
+        def gather(of: Callable[["Statistics"], dict[str, Tensor]], *, largest: bool = False) -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
             for part in parts:
                 rows = [labels.index(label) for label in part.labels]
                 for module, own in of(part).items():
                     if module not in found:
-                        found[module] = own.new_full((len(labels), *own.shape[1:]), empty)
+                        found[module] = own.new_full((len(labels), *own.shape[1:]), -torch.inf if largest else 0)
                     before = found[module][rows]
-                    found[module][rows] = before.maximum(own) if empty else before + own
+                    found[module][rows] = before.maximum(own) if largest else before + own
             return found
 
         totals = {
-            name: gather(lambda part: part.totals[name], -torch.inf if first._is_largest(name) else 0)  # noqa: B023
+            name: gather(lambda part: part.totals[name], largest=first._is_largest(name))  # noqa: B023
             for name in first.totals
         }
         return replace(

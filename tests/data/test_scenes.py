@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmlens import Ablation, HookedMLLM, Neurons, evaluate, hooks
-from mmlens.data import caption_examples, noun_examples, scene_objects
-from mmlens.organisms import pictoworld
+from mmlens.data import caption_examples, noun_examples, question_examples, scene_objects
+from mmlens.organisms import pictosound, pictoworld
 
 N = 5
 VALUE = 3.0  # at 0, half of these neurons change no caption
@@ -106,3 +106,33 @@ def test_the_text_before_a_noun_and_the_noun_are_the_right_caption(scenes):
 def test_recall_of_a_picture_without_known_objects_is_refused():
     with pytest.raises(ValueError, match="none is named"):
         scene_objects().recall("a tree", ["nothing"])
+
+
+@pytest.mark.parametrize("world", ["seen", "heard"])
+@pytest.mark.parametrize("notes", [False, True])
+@pytest.mark.parametrize("label", ["domain", "kind"])
+@pytest.mark.parametrize("kinds", [(), ("first", "last")])
+def test_questions_are_those_of_a_loop_over_scenes(scenes, world, notes, label, kinds):
+    things = scenes if world == "seen" else pictosound.clips(n=N)
+    asked = [question.kind for thing in things for question in thing.questions]
+    chosen = {{"first": asked[0], "last": asked[-1]}[one] for one in kinds} or set(asked)
+    expected = []
+    for thing in things:
+        for number, question in enumerate(thing.questions):
+            if question.kind in chosen:
+                text = f"{thing.notes} {question.text}" if notes else question.text
+                named = thing.domain if world == "seen" and label == "domain" else question.kind
+                expected.append((text, (question.answer,), named, f"held_out/0/{thing.seed[2]}/{number}"))
+    found = question_examples(things, *(chosen if kinds else ()), notes=notes, label=label)
+    assert [(one.text, one.answers, one.label, one.id) for one in found] == expected and len(chosen) > 1
+    assert len({one.id for one in found}) == len(found)
+    for one in found:
+        thing = things[int(one.id.split("/")[2])]
+        assert one.images is (None if notes or world == "heard" else thing.image)
+        assert (one.audio is None) == (notes or world == "seen") and (one.audio is None or one.audio[0] is thing.samples)
+
+
+def test_questions_of_no_kind_are_refused(scenes):
+    for some, kinds, said in [(scenes, ("smell",), "no scene has a question of smell"), ([], (), "of any kind")]:
+        with pytest.raises(ValueError, match=said):
+            question_examples(some, *kinds)

@@ -36,14 +36,15 @@ def importance(
     `statistics` are of a `SampleStats` that scaled each example's layer to 0..1 (`normalise="minmax"`); its labels are the
     data sets, each of which counts once for the groups that it has. `weights` is one of `WEIGHTINGS`, or a weight for each
     statistic. `groups` are those wanted (None: all that any example has). `absent_as_zero` counts examples without a group
-    as zeros, as the authors' code does, which makes groups small that are rare.
+    as zeros, as the authors' code does, which makes groups small that are rare; a data set's examples are then as many as
+    have its most frequent group, so gather "all" too where no other group is in every example.
 
     Raises ValueError for statistics by tokens, weights and groups that are none, and groups that no example has. Source:
     Huang et al. 2024 (methods 4.c, 4.d).
     """
     if statistics.weighting != "samples":
         raise ValueError("importance is a mean over examples, got statistics by tokens: gather them with SampleStats")
-    if isinstance(weights, str) and weights not in WEIGHTINGS:
+    if not weights or (isinstance(weights, str) and weights not in WEIGHTINGS):
         raise ValueError(f"weights are one of {', '.join(WEIGHTINGS)}, or a number for each statistic; got {weights!r}")
     chosen = WEIGHTINGS[weights] if isinstance(weights, str) else weights
     if missing := [name for name in chosen if name not in statistics.totals]:

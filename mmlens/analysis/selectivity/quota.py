@@ -60,14 +60,14 @@ def by_quota(
         return {"random": _neurons(drawn, None, units, widths, module)}
     scores = importance.double().masked_fill(~exists, -torch.inf)
     if strategy == "adaptive":
-        best = _largest(scores.sum(0).flatten(), k)
+        best = _ranked(scores.sum(0).flatten())[:k]
         owner = scores.flatten(1)[:, best].argmax(0)
         picked = [best[owner == group] for group in range(len(groups))]
     else:
         group, place = _shared_out(scores, strategy, k, exact)
         picked = [place[group == own] for own in range(len(groups))]
     return {
-        name: _neurons(own[_order(flat[own])], flat, units, widths, module)
+        name: _neurons(_ranked(flat, own), flat, units, widths, module)
         for name, own, flat in zip(groups, picked, scores.flatten(1), strict=True)
     }
 
@@ -90,18 +90,16 @@ def _shared_out(scores: Float[Tensor, "group layer unit"], strategy: Strategy, k
         raise ValueError(
             f"{strategy} takes {share + bool(rest)} neurons of each share, and one has {smallest}: lower the ratio"
         )
-    ranked = torch.stack([row[_order(flat[row])] for row in cut])
-    further = ranked[:, share][_largest(flat[ranked[:, share]], rest)] if rest else ranked.new_empty(0)
+    ranked = torch.stack([_ranked(flat, row) for row in cut])
+    further = _ranked(flat, ranked[:, share])[:rest] if rest else ranked.new_empty(0)
     picked = torch.cat([ranked[:, :share].flatten(), further])
     return picked // (l * n), picked % (l * n)
 
 
-def _order(values: Tensor) -> Tensor:
-    return torch.argsort(values, descending=True, stable=True)
-
-
-def _largest(values: Tensor, k: int) -> Tensor:
-    return _order(values)[:k]
+def _ranked(values: Tensor, places: Tensor | None = None) -> Tensor:
+    """Return `places` (None: all), the one of the largest value first; equal ones by place."""
+    places = torch.arange(len(values)) if places is None else places.sort().values
+    return places[torch.argsort(values[places], descending=True, stable=True)]
 
 
 def _neurons(

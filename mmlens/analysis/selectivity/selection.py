@@ -170,6 +170,7 @@ def modality_neurons(
         statistics,
         analysis="modality_neurons",
         weights=weights if isinstance(weights, str) else str(dict(weights)),
+        groups=list(names),
         module=module,
         absent_as_zero=absent_as_zero,
         unread=unread,
@@ -181,4 +182,5 @@ def modality_neurons(
 
 def _chosen(statistics: Statistics, **parameters: Any) -> Any:
     """Return the provenance of statistics, with what was chosen from them and how."""
-    return replace(statistics.provenance, parameters={**statistics.provenance.parameters, **parameters})
+    gathered = {**statistics.provenance.parameters, "site": statistics.site}
+    return replace(statistics.provenance, parameters={**gathered, **parameters})

@@ -39,7 +39,8 @@ def stability(parts: Sequence[Statistics], select: Callable[[Statistics], Select
     """Return how stable `select`'s sets are as the examples of `parts`, none of which are in two of them, are added up.
 
     `select` is `domain_neurons` or `modality_neurons`, with its options by `functools.partial`. Huang et al. 2024 look at 10
-    to 10,000 examples (methods 4.d), compared with all. Raises ValueError for fewer than two parts.
+    to 10,000 examples (methods 4.d), compared with all. Raises ValueError for fewer than two parts, and for one that lacks a
+    label or group which others have.
     """
     if len(parts) < 2:
         raise ValueError(
@@ -48,6 +49,10 @@ def stability(parts: Sequence[Statistics], select: Callable[[Statistics], Select
     sets = [select(Statistics.joined(*parts[: step + 1])).sets for step in range(len(parts))]
     other = [select(Statistics.joined(*parts[n : 2 * n])).sets for n in range(1, len(parts) // 2 + 1)]
     labels = tuple(sets[-1])
+    if missing := [label for label in labels if not all(label in one for one in (*sets, *other))]:
+        raise ValueError(
+            f"every part has examples of {', '.join(labels)}, one has none of {missing[0]}: mix them beforehand"
+        )
     none = torch.full((len(parts) - len(other), len(labels)), torch.nan)
 
     def compare(one: dict[str, Neurons], two: dict[str, Neurons], of: Callable[[Neurons, Neurons], float]) -> Tensor:
