@@ -12,11 +12,14 @@ from mmlens.plot.evaluation import evaluation
 from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
 from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
+from mmlens.plot.lens_entropy import lens_entropy
+from mmlens.plot.media_geometry import media_geometry
 from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching, patching_on_picture
 from mmlens.plot.positions import positions
 from mmlens.plot.stages import stages
+from mmlens.plot.stream_change import stream_change
 from mmlens.plot.strongest import strongest
 
 __all__ = [
@@ -32,7 +35,9 @@ __all__ = [
     "evaluation",
     "group_geometry",
     "knock_out_effect",
+    "lens_entropy",
     "logit_lens",
+    "media_geometry",
     "nearest_tokens",
     "neurons",
     "patching",
@@ -40,6 +45,7 @@ __all__ = [
     "positions",
     "probing_score",
     "stages",
+    "stream_change",
     "strongest",
     "telomere_score",
 ]
