@@ -37,8 +37,8 @@ class Ablation(Storable):
 
     `site` is as in `hooks.ablate`; `gate_act` of an MLP without a gate is its `post`. `where` are names of groups as
     `Inputs.mask` has them, ("image",); neurons of a tower have no such positions, so for those it can't be given.
-    `complement=True` holds all neurons but these, of the modules that they are in. Raises ValueError for a value, a site or
-    a group that is none.
+    `complement=True` holds all neurons but these, of the modules that they are in (in layers that the model does not read,
+    nothing). Raises ValueError for a value, a site or a group that is none.
     """
 
     neurons: Neurons
@@ -127,8 +127,11 @@ class Ablation(Storable):
             )
         where = None if self.where is None else inputs.mask(*self.group.split("+"))
         rows = _Rows(inputs, tuple(range(len(inputs)) if places is None else places), self.seed)
+        live = model.live_layers if self.complement else {}
         found: list[Hook] = []
         for (module, layer), (indices, neurons) in self._layers.items():
+            if layer >= live.get(module, layer + 1):
+                continue
             site: Site = "post" if self.site == "gate_act" and not model.is_gated(layer, module) else self.site
             if isinstance(self.value, str) or (isinstance(self.value, Tensor) and self.value.ndim == 2):
                 value = rows.lowest(module) if isinstance(self.value, str) else rows.drawn(module, self.value[:, indices])
