@@ -2,6 +2,7 @@ from collections import Counter
 from itertools import combinations
 from math import exp, log
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +101,30 @@ def test_bleu_is_the_geometric_mean_of_clipped_counts_times_the_brevity_penalty(
     assert metrics.bleu(" ".join(said), [" ".join(gold)]) == pytest.approx(expected)
 
 
+@settings(deadline=None)
+@given(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=3))
+def test_tfidf_cosine_weighs_words_by_how_few_of_these_texts_have_them(said, golds):
+    texts = [said, *golds]
+    names = sorted({word for text in texts for word in text})
+    counts = np.array([[text.count(name) for name in names] for text in texts], dtype=float)
+    weighed = counts * (np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1)
+    unit = weighed / np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-9)
+    expected = (unit[1:] @ unit[0]).max()
+    assert metrics.tfidf_cosine(" ".join(said), [" ".join(gold) for gold in golds]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_embedding_cosine_is_that_of_the_nearest_gold_answer():
+    vectors = {"a dog": (1.0, 0.0), "a cat": (0.0, 2.0), "pets": (3.0, 4.0), "": (0.0, 0.0)}
+    similar = metrics.embedding_cosine(lambda texts: np.array([vectors[text] for text in texts]))
+    assert similar("a dog", ["a cat", "pets"]) == pytest.approx(3 / 5)
+    assert similar("pets", ["a cat", "a dog"]) == pytest.approx(4 / 5)
+    assert similar("", ["pets"]) == 0
+    with pytest.raises(ValueError, match="leave this example out"):
+        similar("a dog", [])
+    with pytest.raises(ValueError, match=r"are \[2, d\], got \[2\]"):
+        metrics.embedding_cosine(lambda texts: np.zeros(len(texts)))("a", ["b"])
+
+
 @pytest.mark.parametrize("name", OF_ONE_GOLD)
 def test_the_right_answer_has_one_and_the_best_gold_answer_counts(name):
     right = "B" if name == "first_letter" else "a small red car"
@@ -122,6 +147,8 @@ def test_scores_that_have_no_meaning_are_refused():
         metrics.vqa_score("yes", ["yes"])
     with pytest.raises(ValueError, match=r"compares words, and none of \['!'\] has any"):
         metrics.word_accuracy("yes", ["!"])
+    with pytest.raises(ValueError, match=r"two letters or more, \['B'\] have none"):
+        metrics.tfidf_cosine("yes", ["B"])
     with pytest.raises(ValueError, match="yes or no, got 'a dog'"):
         metrics.yes_no("yes", ["a dog"])
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 Metric = Callable[[str, Sequence[str]], float]
 
 _NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
@@ -110,6 +112,40 @@ def bleu(answer: str, answers: Sequence[str]) -> float:
     return float(score)
 
 
+def tfidf_cosine(answer: str, answers: Sequence[str]) -> float:
+    """Return the largest cosine of TF-IDF vectors with one of `answers`, words' weights being of just these texts.
+
+    This is what Huang et al. 2024 call CIDEr on COCO captions (scikit-learn's `TfidfVectorizer` on the answer and its gold
+    captions), of whose n-grams and corpus it knows nothing: do not compare it with CIDEr. Words have two letters or more.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    golds, vectorizer = _golds(answers), TfidfVectorizer()
+    if not any(vectorizer.build_analyzer()(gold) for gold in golds):
+        raise ValueError(f"this metric compares words of two letters or more, {golds} have none: take exact_match")
+    found: Any = vectorizer.fit_transform([answer, *golds])
+    return round(float((found[1:] @ found[0].T).max()), 12)  # equal texts have 1, and not a rounding error less
+
+
+def embedding_cosine(embed: Callable[[list[str]], Any]) -> Metric:
+    """Return a metric: the largest cosine (-1 to 1) of the answer's embedding with that of one of `answers`.
+
+    `embed` returns an array [text, d] of a list of texts: `SentenceTransformer("paraphrase-MiniLM-L6-v2").encode` is that of
+    Huang et al. 2024. An embedding of zeros has cosine 0. The metric raises ValueError for another shape.
+    """
+
+    def similarity(answer: str, answers: Sequence[str]) -> float:
+        texts = [answer, *_golds(answers)]
+        vectors = np.asarray(embed(texts), dtype=np.float64)
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise ValueError(f"embeddings of {len(texts)} texts are [{len(texts)}, d], got {list(vectors.shape)}")
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = vectors / np.where(lengths > 0, lengths, 1)
+        return float((unit[1:] @ unit[0]).max())
+
+    return similarity
+
+
 def yes_no(answer: str, answers: Sequence[str]) -> float:
     """Return 1 where the answer's first yes or no is the gold one; an answer with neither is wrong (POPE)."""
     return float(said_yes(answer) in {_gold_yes(gold) for gold in _golds(answers)})
@@ -178,6 +214,7 @@ METRICS: Mapping[str, Metric] = {
         word_accuracy,
         anls,
         bleu,
+        tfidf_cosine,
         yes_no,
     )
 }
