@@ -28,7 +28,8 @@ from mmlens.cli.sweeping import (
 if TYPE_CHECKING:
     from mmlens.stats import Statistics
 
-HEAD = ("label", "group", "module", "examples", "positions", "neurons ever active", "mean activity")
+HEAD = ("label", "group", "module", "examples", "positions")
+ACTIVE, SCALED = ("neurons ever active", "mean activity"), ("neurons ever above the least", "mean scaled activity")
 
 
 @app.command()
@@ -45,6 +46,9 @@ def stats(
     site: Annotated[Literal["pre", "gate_act", "post"], typer.Option(help="Where in the MLP.")] = "post",
     by: Annotated[Literal["tokens", "samples"], typer.Option(help="What counts once: positions or examples.")] = "tokens",
     attn: Annotated[bool, typer.Option("--attn", help="By samples: weighted by attention too.")] = False,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="By samples: scaled to 0..1 over the units of each example's layer.")
+    ] = False,
     budget: Annotated[
         int | None, typer.Option(min=1, help="By tokens: just so many positions of each example and group.")
     ] = None,
@@ -69,6 +73,8 @@ def stats(
     """
     if attn and by == "tokens":
         stop("attention weighs positions within an example: give --attn with --by samples")
+    if normalise and by == "tokens":
+        stop("what is scaled is an example's statistics: give --normalise with --by samples")
     if budget is not None and by == "samples":
         stop("a budget is of positions: give --budget with --by tokens")
     check_files(out, checkpoint, resume=resume)
@@ -86,7 +92,8 @@ def stats(
         if by == "tokens":
             accumulator = TokenStats(loaded.widths, budget=budget, **of)
         else:
-            accumulator = SampleStats(loaded.widths, statistics=ALL if attn else ALL[:3], **of)
+            scaled = "minmax" if normalise else None
+            accumulator = SampleStats(loaded.widths, statistics=ALL if attn else ALL[:3], normalise=scaled, **of)
         found = sweep(
             loaded,
             examples,
@@ -101,7 +108,7 @@ def stats(
         if not first_process():
             return
         path = found.save(out)
-    for line in lines_of([HEAD, *summary(found[by])], left=3):
+    for line in lines_of([(*HEAD, *(SCALED if normalise else ACTIVE)), *summary(found[by])], left=3):
         typer.echo(line)
     if short := sum(int(count.sum()) for count in found[by].short.values()):
         typer.echo(f"{short} time(s), an example had fewer positions of a group than the budget of {budget}, and gave none")

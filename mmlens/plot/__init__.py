@@ -8,7 +8,7 @@ from mmlens.plot.concept_overlap import concept_overlap
 from mmlens.plot.convergence import convergence
 from mmlens.plot.direct_attribution import direct_attribution
 from mmlens.plot.editing import edit
-from mmlens.plot.evaluation import evaluation
+from mmlens.plot.evaluation import evaluation, evaluation_matrix
 from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
 from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
@@ -18,6 +18,7 @@ from mmlens.plot.nearest_tokens import nearest_tokens
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching, patching_on_picture
 from mmlens.plot.positions import positions
+from mmlens.plot.selectivity import overlaps, selection, stability
 from mmlens.plot.stages import stages
 from mmlens.plot.stream_change import stream_change
 from mmlens.plot.strongest import strongest
@@ -33,6 +34,7 @@ __all__ = [
     "direct_attribution",
     "edit",
     "evaluation",
+    "evaluation_matrix",
     "group_geometry",
     "knock_out_effect",
     "lens_entropy",
@@ -40,10 +42,13 @@ __all__ = [
     "media_geometry",
     "nearest_tokens",
     "neurons",
+    "overlaps",
     "patching",
     "patching_on_picture",
     "positions",
     "probing_score",
+    "selection",
+    "stability",
     "stages",
     "stream_change",
     "strongest",
