@@ -78,8 +78,9 @@ def reproduce(
 
     Labels of `mining` are data sets, each of which counts once; labels of `test` are tasks. Every group's set, all sets
     together and all neurons but these are held at 0 on every task, beside `draws` random ones: 1 + (groups + 2) x (1 +
-    draws) runs of each example. Claims II to IV are of the first `looked_at` test examples, of all tasks in turn, and
-    stability of the mining examples in `parts` (1: none). `chat` asks everything in the model's template.
+    draws) runs of each example. Claims II to IV are of the first `looked_at` test examples, of all tasks in turn and of
+    different media, and stability of the mining examples in `parts` (1: none). `chat` asks everything in the model's
+    template.
 
     Attention has its mask and weights sum to 1, examples without a group do not count for it, picks are as many as the ratio
     says, and random sets match layer by layer; `legacy=True` undoes the first three, and draws with replacement where the
@@ -92,7 +93,7 @@ def reproduce(
     data_sets, tasks = by_label(mining, "mining"), by_label(test, "test")
     if not 1 <= parts <= (most := max(map(len, data_sets.values()))):
         raise ValueError(f"mining examples come in 1 part or more, up to {most} (those of a data set); got parts={parts}")
-    looked = Looked.at(model, test, in_turn(tasks)[:looked_at], chat=chat)
+    looked = Looked.first(model, test, in_turn(tasks), looked_at, chat=chat)
     options: dict[str, Any] = dict(batch_size=batch_size, chat=chat, progress=progress)
     gathered = gather(model, mining, data_sets, partition, parts, legacy=legacy, **options)
     whole = Statistics.joined(*gathered)

@@ -54,8 +54,8 @@ def reproduce(
 
     Examples' labels are their domains. Each of `modules` (None: all that have neurons) has its own sets, each of which, and
     those of all modules together, is held at 0 on every domain of `test`, beside `draws` random sets: 1 + domains x (modules
-    + 1) x (1 + draws) runs of each example. `looked_at` test examples, of all domains in turn, are for the lens, the stream
-    and the tower. `chat` asks the test's questions in the model's template.
+    + 1) x (1 + draws) runs of each example. `looked_at` test examples, of all domains in turn and of different pictures, are
+    for the lens, the stream and the tower. `chat` asks the test's questions in the model's template.
 
     The release mixes all positions of the language model, so that how a domain's questions are worded counts too; here, its
     positions of `group` do, as many of each domain: as many examples (the first), and of each as many positions as the one
@@ -70,7 +70,7 @@ def reproduce(
     modules = tuple(model.widths if modules is None else modules)
     size = None if legacy else min(map(len, domains.values()))
     mined = chosen(mining, in_turn({domain: places[:size] for domain, places in domains.items()}))
-    looked = Looked.at(model, test, in_turn(tasks)[:looked_at], chat=chat)
+    looked = Looked.first(model, test, in_turn(tasks), looked_at, chat=chat)
     found = _statistics(model, mined, tuple(domains), modules, group, batch_size, legacy=legacy, progress=progress)
     selections = {
         module: domain_neurons(statistics, module=module, unread=legacy, **SELECTION) for module, statistics in found.items()

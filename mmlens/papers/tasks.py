@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 
 from mmlens.data import Example
 from mmlens.evaluation import Evaluation
+from mmlens.evaluation.scores import shown
 from mmlens.evaluation.scoring import LOG_PROB
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
@@ -32,7 +33,8 @@ def by_label(examples: Sequence[Any], what: str, *, labels: int = 1) -> dict[str
             raise ValueError(f"every {what} example has a label, number {place} has none: give Example(..., label=...)")
         found.setdefault(label, []).append(place)
     if len(found) < labels:
-        raise ValueError(f"{what} examples are of {labels} labels or more, got {len(found)}: {', '.join(found) or 'none'}")
+        least = "a label" if labels == 1 else f"{labels} labels"
+        raise ValueError(f"{what} examples are of {least} or more, got {len(found)}: {', '.join(found) or 'none'}")
     return found
 
 
@@ -54,10 +56,24 @@ class Looked:
     inputs: tuple[Inputs, ...]
 
     @classmethod
-    def at(cls, model: HookedMLLM, examples: Sequence[Any], places: Sequence[int], *, chat: bool) -> "Looked":
-        """Return the examples at some places."""
-        read = tuple(Example.of(examples[place], place) for place in places)
-        return cls(read, tuple(encoded(model, [one], chat=chat) for one in read))
+    def first(
+        cls, model: HookedMLLM, examples: Sequence[Any], places: Sequence[int], number: int, *, chat: bool
+    ) -> "Looked":
+        """Return the first `number` of the examples at some places that show different media (fewer, if there are).
+
+        Raises ValueError for a number below 1.
+        """
+        if number < 1:
+            raise ValueError(f"one example or more is looked at, got looked_at={number}")
+        found: dict[str, tuple[Example, Inputs]] = {}
+        for place in places:
+            if len(found) == number:
+                break
+            example = Example.of(examples[place], place)
+            inputs = encoded(model, [example], chat=chat)
+            found.setdefault(shown(inputs, 0), (example, inputs))
+        read, inputs = zip(*found.values(), strict=True)
+        return cls(read, inputs)
 
     @property
     def labels(self) -> tuple[str, ...]:

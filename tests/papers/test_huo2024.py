@@ -32,7 +32,7 @@ def asked():
     found = question_examples(pictoworld.scenes("held_out", n=40, seed=1), "place")
     documents, scans = ([one for one in found if one.label == domain] for domain in DOMAINS)
     mining = [one for pair in zip(documents[:5], scans[:5], strict=True) for one in pair] + scans[5:7]
-    return mining, [*documents[-2:], *scans[-2:]]
+    return mining, [documents[-1], documents[-1], scans[-1], scans[-3], documents[-4]]  # one is there twice
 
 
 def counted(model, examples, group):
@@ -92,7 +92,7 @@ def test_changes_are_those_of_the_evaluation(found, selections, model, asked):
 
 
 def test_stream_lens_and_tower_are_those_of_the_functions(found, selections, model, asked):
-    looked = [asked[1][0], asked[1][2], asked[1][1]]  # of the domains in turn
+    looked = [asked[1][place] for place in (0, 2, 3)]  # of the domains in turn, each picture once
     inputs, sets = [encoded(model, [one]) for one in looked], deactivated(selections)["all modules"]
     moved = [
         stream_change(model, own, sets[f"{one.label}: all modules"], draws=1, seed=3)
@@ -190,5 +190,7 @@ def test_what_is_no_data_for_the_tables_is_said_in_words(model, asked):
         huo2024.reproduce(model, mining, [Example("what ?")])
     with pytest.raises(ValueError, match="got document page, medical scan for mining and fog for the test"):
         huo2024.reproduce(model, mining, [Example("what ?", label="fog")])
+    with pytest.raises(ValueError, match="got looked_at=0"):
+        huo2024.reproduce(model, mining, test, looked_at=0)
     with pytest.raises(ValueError, match="mined at image positions, example 2 has none"):
         huo2024.reproduce(model, [*mining[:2], Example("what ?", label=DOMAINS[0]), mining[3]], test)
