@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from mmlens.data import Example
 from mmlens.evaluation import Evaluation
 from mmlens.evaluation.scores import shown
-from mmlens.evaluation.scoring import LOG_PROB
+from mmlens.evaluation.scoring import OF_LOGITS
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.papers.intervals import number, row
@@ -122,7 +122,7 @@ class Changes:
     @property
     def of_accuracy(self) -> bool:
         """Whether scores are shares of what is right, as the papers' are."""
-        return self.metric != LOG_PROB
+        return self.metric not in OF_LOGITS
 
     def baseline(self, table: str) -> list[Row]:
         """Return what the model scores as it is, task by task."""

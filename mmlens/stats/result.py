@@ -143,7 +143,8 @@ class Statistics(Result):
 
     def _over(self, statistic: str, total: Tensor, count: Tensor) -> Tensor:
         count = count[..., None, None]
-        value = total.double() if self._is_largest(statistic) else total.double() / count
+        largest = self._is_largest(statistic)
+        value = total.double().nan_to_num(neginf=0) if largest else total.double() / count  # beyond a layer's width: 0
         return torch.where(count > 0, value, torch.nan)
 
 

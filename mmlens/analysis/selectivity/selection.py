@@ -119,6 +119,8 @@ def domain_neurons(
     """
     if group is None and len(statistics.groups) > 1:
         raise ValueError(f"these statistics are of the groups {', '.join(statistics.groups)}: say which, by group=")
+    if statistics.provenance.parameters.get("normalise"):
+        raise ValueError("domains are told apart by probabilities, and these are scaled: gather them without `normalise`")
     place = 0 if group is None else statistics.groups.index(present(statistics, [group], module)[0])
     probability = statistics.table("probability", module)[:, place]
     options: dict[str, Any] = dict(rate=rate, filter_quantile=filter_quantile, bar_quantile=bar_quantile)
