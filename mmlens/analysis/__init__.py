@@ -8,6 +8,7 @@ from mmlens.analysis.attribution import Attribution, grad_x_activation
 from mmlens.analysis.attribution_patching import attribution_patching
 from mmlens.analysis.baselines import activation_score, random_score
 from mmlens.analysis.causal import CausalScore, causal_score
+from mmlens.analysis.circuit import Circuit, Faithfulness, Graph, circuit, faithfulness
 from mmlens.analysis.class_selectivity import ClassSelectivity, class_selectivity, class_sets
 from mmlens.analysis.concept_overlap import ConceptOverlap, Region, concept_overlap
 from mmlens.analysis.contribution import Contribution, logit_contribution
@@ -75,6 +76,7 @@ __all__ = [
     "Attribution",
     "AverageField",
     "CausalScore",
+    "Circuit",
     "ClassSelectivity",
     "ConceptOverlap",
     "Contribution",
@@ -82,6 +84,8 @@ __all__ = [
     "Decoding",
     "DirectAttribution",
     "Edit",
+    "Faithfulness",
+    "Graph",
     "GroupGeometry",
     "KnockOutEffect",
     "LensEntropy",
@@ -114,6 +118,7 @@ __all__ = [
     "attribution_patching",
     "by_quota",
     "causal_score",
+    "circuit",
     "class_selectivity",
     "class_sets",
     "concept_overlap",
@@ -121,6 +126,7 @@ __all__ = [
     "decode",
     "direct_logit_attribution",
     "domain_neurons",
+    "faithfulness",
     "fit_edit",
     "fit_tuned_lens",
     "grad_x_activation",

@@ -63,8 +63,8 @@ def attribution_patching(
     if steps is not None:
         shares = [(step + 0.5) / steps for step in range(steps)]
         if path == "input":
-            entering = _entering(model, clean, corrupted)
-            runs = [(own, [(name, _moving(share * by)) for name, by in entering.items()]) for share in shares]
+            between = entering(model, clean, corrupted)
+            runs = [(own, [(name, moving(share * by)) for name, by in between.items()]) for share in shares]
         else:
             runs = [([layer], [(found.point(layer), found.moving(layer, share))]) for layer in own for share in shares]
     for which, edits in tqdm(runs, "attributing", disable=not progress):
@@ -157,7 +157,7 @@ def _difference(
 
 
 @torch.no_grad()
-def _entering(model: HookedMLLM, clean: Inputs, corrupted: Inputs) -> dict[str, Tensor]:
+def entering(model: HookedMLLM, clean: Inputs, corrupted: Inputs) -> dict[str, Tensor]:
     """Return clean less corrupted of all that enters the language model: the merged stream, and DeepStack's features."""
     names = [MERGED, *(name for name in model.hook_names if name.startswith("deepstack.") and name.endswith(".hook_out"))]
     deep = [name for name in names if name == MERGED or clean.mask("image", "video").any()]
@@ -165,7 +165,8 @@ def _entering(model: HookedMLLM, clean: Inputs, corrupted: Inputs) -> dict[str, 
     return {name: there[name] - here[name] for name in deep}
 
 
-def _moving(by: Tensor) -> Any:
+def moving(by: Tensor) -> Any:
+    """Return the hook function that moves an activation by a given change."""
     return lambda activation, hook: activation + by.to(activation)
 
 

@@ -99,7 +99,7 @@ def decompose(
     whole = depth if layer is None else layer + (at == "post")  # the blocks all of whose parts are in it
     if late := sorted(set(units) - set(range(whole))):
         raise ValueError(f"neurons write into the stream behind their layer; those of layer {late[0]} are not in it yet")
-    reader = _Reader(model, inputs, where, heads, units, onto)
+    reader = Reader(model, inputs, where, heads, units, onto)
     hooks = [*reader.entering(), *(hook for number in range(whole) for hook in reader.block(number, whole, at))]
     hooks += reader.attention(whole) if at == "mid" else []
     end = f"blocks.{depth - 1}.hook_resid_post" if layer is None else f"blocks.{layer}.hook_resid_{at}"
@@ -118,7 +118,7 @@ def decompose(
 
 
 @dataclass
-class _Reader:
+class Reader:
     """What is read in one run: each layer's activations at `where` until its block ends, then its parts only."""
 
     model: HookedMLLM
@@ -150,13 +150,13 @@ class _Reader:
         """Return the hooks that keep what a layer's attention is taken apart by."""
         if not self.heads:
             return [self.keep(f"blocks.{number}.hook_attn_out")]
-        return [self.keep(f"blocks.{number}.attn.hook_z"), *self._scale(number, "ln1_post")]
+        return [self.keep(f"blocks.{number}.attn.hook_z"), *self.scale(number, "ln1_post")]
 
     def block(self, number: int, whole: int, at: At) -> list[Hook]:
         """Return the hooks that read a whole block, and what DeepStack adds behind it unless the stream ends before that."""
         hooks = [*self.attention(number), self.keep(f"blocks.{number}.hook_mlp_out")]
         if number in self.units:
-            hooks += [self.keep(neuron_hook("language", number, "post")), *self._scale(number, "ln2_post")]
+            hooks += [self.keep(neuron_hook("language", number, "post")), *self.scale(number, "ln2_post")]
         deep = f"deepstack.{number}.hook_out"
         shows = bool(self.inputs.mask("image", "video").any()) and (at != "post" or number < whole - 1)
 
@@ -199,7 +199,8 @@ class _Reader:
         self._put("neuron", number, neurons, units)
         self._put("mlp_rest", number, rest - neurons.sum(0, keepdim=True))
 
-    def _scale(self, number: int, norm: str) -> list[Hook]:
+    def scale(self, number: int, norm: str) -> list[Hook]:
+        """Return the hook that keeps the scale of a norm between a sublayer and the stream, where one stands there."""
         stands = norm in self.model.bridge.blocks[number].submodules
         return [self.keep(f"blocks.{number}.{norm}.hook_scale")] if stands else []
 

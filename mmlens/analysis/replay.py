@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmlens.hooks import Hook
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 
@@ -90,6 +91,18 @@ class Replay:
             if (added := self.between[number]) is not None:
                 stream = stream + added.repeat(len(edits), 1, 1)
         return stream
+
+    def block(self, layer: int, stream: Float[Tensor, "run pos d_model"], hooks: Sequence[Hook]) -> None:
+        """Run a block on some streams, each as long as the kept run's and a whole number of its batches, under `hooks`."""
+        runs = len(stream) // len(self.streams[layer])
+        call = self.calls[layer]
+        arguments = {name: _Attended() if name in CACHE_NAMES else value for name, value in call.items()}
+        arguments |= _sliced(call, (0, stream.shape[1]), self.streams[layer].shape, runs, stream.device)
+        with ExitStack() as stack:
+            for name, fn in hooks:
+                for point in self.model.points.resolve(name):
+                    self.model.points.put(stack, point, fn)
+            self.model.bridge.blocks[layer](stream.to(self.streams[layer]), **arguments)
 
     def _streams(self, edits: dict[int, Edit], start: int, *, last: bool) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each edited run and its final stream [batch, pos, d_model], from `start` on or the last."""

@@ -1,0 +1,156 @@
+"""What every edge carries: the change of its source times the metric's gradient at its destination."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmlens.analysis.attribution_patching import MERGED, entering, moving
+from mmlens.analysis.circuit.graph import Graph
+from mmlens.analysis.circuit.sources import Written
+from mmlens.analysis.patching import Metric
+from mmlens.hooks import Hook, feed, neuron_hook
+from mmlens.inputs import Inputs
+from mmlens.model import HookedMLLM
+
+AT_ONCE = 16  # destinations of a layer whose gradients are computed together
+
+
+def attributed(
+    model: HookedMLLM,
+    clean: Inputs,
+    corrupted: Inputs,
+    metric: Metric,
+    graph: Graph,
+    moved: Written,
+    *,
+    steps: int | None,
+    progress: bool,
+) -> Float[Tensor, "source destination batch"]:
+    """Return each edge's attribution to each row's metric: `moved` (clean less corrupted) x the gradient where it is read.
+
+    The gradient is that of the corrupted run, or, with `steps`, the mean over as many runs whose inputs lie between both.
+    """
+    total = torch.zeros(*graph.possible.shape, len(corrupted))
+    runs: list[list[Hook]] = [[]]
+    if steps is not None:
+        by = entering(model, clean, corrupted)
+        runs = [[(name, moving((step + 0.5) / steps * one)) for name, one in by.items()] for step in range(steps)]
+    for edits in tqdm(runs, "edges", disable=not progress or len(runs) == 1):
+        kept = _Run(model, graph)
+        values = kept.forward(corrupted, metric, edits)
+        for destinations, gradients in kept.backward(values):
+            first = int(graph.possible[:, destinations[0]].sum())  # sources stand in the order in which they write
+            here = moved[:first].to(gradients)
+            total[:first, destinations] += torch.einsum("sbpd,nbpd->snb", here, gradients).cpu()
+    return total / len(runs)
+
+
+@dataclass
+class _Run:
+    """One run with a gradient, and what of it is needed to ask for the gradient of every destination's input."""
+
+    model: HookedMLLM
+    graph: Graph
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def forward(self, inputs: Inputs, metric: Metric, edits: Sequence[Hook]) -> Tensor:
+        """Return the sum over rows of the metric."""
+
+        def begin(resid: Tensor, hook: Any) -> Tensor:
+            return resid.detach().requires_grad_(True)  # nothing before block 0 needs a gradient
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            self.seen[hook.name] = activation
+
+        names = [self.point(layer, what) for layer in range(self.model.cfg.n_layers) for what in self.points(layer)]
+        names.append(f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
+        with torch.enable_grad():
+            readers = [(name, feed(keep)) for name in names]
+            values = metric(self.model.run_with_hooks(inputs, fwd_hooks=[(MERGED, begin), *edits, *readers]))
+        if not values.requires_grad:
+            raise ValueError(
+                "attribution takes a metric with a gradient; this one has none: give a smooth one, as logit_diff"
+            )
+        return values.sum()
+
+    def points(self, layer: int) -> list[str]:
+        """Return what is read of a layer."""
+        own = ["resid_pre", "q", "k", "v", "mlp_out"]
+        own += [] if self.parallel else ["resid_mid"]
+        return own + (["post"] if any(("language", layer) in one.by_layer() for one in self.graph.sets.values()) else [])
+
+    def point(self, layer: int, what: str) -> str:
+        """Return where it is read."""
+        if what == "post":
+            return neuron_hook("language", layer, "post")
+        return f"blocks.{layer}.{'attn.' if what in ('q', 'k', 'v') else ''}hook_{what}"
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP read the same stream."""
+        return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+
+    def backward(self, values: Tensor) -> Any:
+        """Yield some destinations of one stage and the gradients [destination, batch, pos, d_model] at their inputs."""
+        depth, graph = self.model.cfg.n_layers, self.graph
+        final = f"blocks.{depth - 1}.hook_resid_post"
+        ends = [n for n in self.seen if not n.endswith(("hook_resid_pre", "hook_resid_mid"))]
+        found = torch.autograd.grad(values, [self.seen[name] for name in ends], retain_graph=True, allow_unused=True)
+        cotangent: Mapping[str, Tensor | None] = dict(zip(ends, found, strict=True))
+        end = cotangent[final]
+        assert end is not None, "a metric with a gradient reads the final stream"
+        yield [len(graph.destinations) - 1], end[None].float()
+        for layer in range(depth):
+            own = [number for number, at in enumerate(graph.layer.tolist()) if at == layer]
+            for names, stream in ((("q", "k", "v"), "resid_pre"), (("mlp", "neurons"), self._entering_mlp)):
+                entering = self.seen[self.point(layer, stream)]
+                for kind in names:
+                    which = [number for number in own if graph.kind[number] == kind]
+                    for start in range(0, len(which), AT_ONCE):
+                        part = which[start : start + AT_ONCE]
+                        if (gradients := self._read(layer, kind, part, entering, cotangent)) is not None:
+                            yield part, gradients.float()
+
+    @property
+    def _entering_mlp(self) -> str:
+        return "resid_pre" if self.parallel else "resid_mid"
+
+    def _read(
+        self, layer: int, kind: str, part: list[int], entering: Tensor, cotangent: Mapping[str, Tensor | None]
+    ) -> Float[Tensor, "destination batch pos d_model"] | None:
+        """Return the gradient at what enters a sublayer, along the way through each destination only."""
+        split = self.point(layer, "post") in self.seen and kind in ("mlp", "neurons")
+        what = "post" if split else {"mlp": "mlp_out"}.get(kind, kind)
+        name = self.point(layer, what)
+        if (gradient := cotangent[name]) is None:
+            return None
+        chosen = torch.zeros(len(part), *gradient.shape, dtype=gradient.dtype, device=gradient.device)
+        for place, number in enumerate(part):
+            index = int(self.graph.index[number])
+            if kind in ("q", "k", "v"):
+                chosen[place, :, :, index] = gradient[:, :, index]
+            elif split:
+                units = self._units(layer, number).to(gradient.device)
+                chosen[place][..., units] = gradient[..., units]
+            else:
+                chosen[place] = gradient
+        ends = self.seen[name]
+        if len(part) == 1:
+            return torch.autograd.grad(ends, entering, chosen[0], retain_graph=True)[0][None]
+        return torch.autograd.grad(ends, entering, chosen, retain_graph=True, is_grads_batched=True)[0]
+
+    def _units(self, layer: int, number: int) -> Tensor:
+        sets = [one.by_layer().get(("language", layer)) for one in self.graph.sets.values()]
+        if self.graph.kind[number] == "neurons":
+            own = sets[int(self.graph.index[number])]
+            assert own is not None
+            return own
+        taken = torch.cat([one for one in sets if one is not None])
+        rest = torch.ones(self.model.widths["language"][layer], dtype=torch.bool)
+        rest[taken] = False
+        return rest.nonzero()[:, 0]
