@@ -44,6 +44,20 @@ class Circuit(Result):
     clean_metric: Float[Tensor, " batch"]
     corrupted_metric: Float[Tensor, " batch"]
 
+    @classmethod
+    def joined(cls, *parts: "Circuit") -> "Circuit":
+        """Return the circuit of the pairs of several, all its edges kept. Raises ValueError for other nodes or methods."""
+        if not parts or any(part.method != parts[0].method for part in parts):
+            raise ValueError(f"circuits are joined that one method found, got {', '.join(part.method for part in parts)}")
+        return replace(
+            parts[0],
+            scores=torch.cat([parts[0]._like(part).scores for part in parts], dim=-1),
+            kept=parts[0].graph.possible.clone(),
+            clean_metric=torch.cat([part.clean_metric for part in parts]),
+            corrupted_metric=torch.cat([part.corrupted_metric for part in parts]),
+            provenance=replace(parts[0].provenance, inputs=tuple(one for part in parts for one in part.provenance.inputs)),
+        )
+
     @property
     def score(self) -> Float[Tensor, "source destination"]:
         """The mean over rows of each edge's score."""
