@@ -1,5 +1,6 @@
 """Attribution patching: what patching every node would do, from one gradient; and gradients integrated along a path."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,7 +160,7 @@ def _difference(
 @torch.no_grad()
 def entering(model: HookedMLLM, clean: Inputs, corrupted: Inputs) -> dict[str, Tensor]:
     """Return clean less corrupted of all that enters the language model: the merged stream, and DeepStack's features."""
-    names = [MERGED, *(name for name in model.hook_names if name.startswith("deepstack.") and name.endswith(".hook_out"))]
+    names = [MERGED, *(name for name in model.hook_names if re.fullmatch(r"deepstack\.\d+\.hook_out", name))]
     deep = [name for name in names if name == MERGED or clean.mask("image", "video").any()]
     (_, there), (_, here) = (model.run_with_cache(inputs, deep) for inputs in (clean, corrupted))
     return {name: there[name] - here[name] for name in deep}

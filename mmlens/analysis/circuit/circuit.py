@@ -181,8 +181,9 @@ class Circuit(Result):
         for source, end, data in graph.edges(data=True):
             color, width = ("#b2182b" if data["score"] > 0 else "#2166ac"), 0.5 + 4 * abs(data["score"]) / largest
             label = f"{data['way']} {data['score']:.3g}"
-            style = f'label={json.dumps(label)}, color="{color}", penwidth={width:.2f}'
-            lines.append(f"  {json.dumps(source)} -> {json.dumps(end)} [{style}];")
+            style = f'label="{label}", color="{color}", penwidth={width:.2f}'
+            ends = (json.dumps(name, ensure_ascii=False) for name in (source, end))
+            lines.append(f"  {' -> '.join(ends)} [{style}];")
         return "\n".join([*lines, "}"])
 
     def to_json(self) -> str:
@@ -292,9 +293,12 @@ def _exact(
     wanted = graph.possible.nonzero().tolist() if edges is None else [list(_edge(graph, *edge)) for edge in edges]
     scores = torch.zeros(*graph.possible.shape, len(worst), dtype=worst.dtype)
     for source, destination in tqdm(wanted, "edges", disable=not progress):
+        if not bool(moved[source].any()):
+            continue  # it writes the same in both runs
         one = torch.zeros_like(graph.possible)
         one[source, destination] = True
-        logits = run_edges(graph, base, ~one, base.sources, sites, carried=(one, moved))
+        first = int(graph.layer[destination])
+        logits = run_edges(graph, base, ~one, base.sources, sites, carried=(one, moved), first=first)
         scores[source, destination] = metric(logits).cpu() - worst
     return scores
 

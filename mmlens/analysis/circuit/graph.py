@@ -78,7 +78,7 @@ def graph_of(
     """Return the nodes of a model, and the positions of each site: those given, and a site "rest" for all others.
 
     Without `sites` they are the modalities. Raises ValueError for sites that share a position or are not masks of these
-    inputs, for neurons of a tower, and for sets that share a neuron.
+    inputs, for names that nodes of the model have, for neurons of a tower, and for sets that share a neuron.
     """
     named, masks = _sites(inputs, sites)
     sets = dict(neurons or {})
@@ -102,6 +102,9 @@ def graph_of(
         if f"deepstack.{layer}.hook_out" in model.hook_names and bool(inputs.mask("image", "video").any()):
             sources.append((f"L{layer}.deepstack", "deepstack", layer, -1, stage + 2))
     readers.append(("logits", "logits", depth, -1, 3 * depth))
+    taken = {one[0] for one in (*sources[len(named) :], *readers)}
+    if clash := [name for name in named if name in taken]:
+        raise ValueError(f"a site has a name of its own, {clash[0]!r} is a node of the model: name it otherwise")
     written, read = (torch.tensor([one[4] for one in part]) for part in (sources, readers))
     graph = Graph(
         sites=named,

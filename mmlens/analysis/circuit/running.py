@@ -57,14 +57,15 @@ def run_edges(
     sites: Bool[Tensor, "site batch pos"],
     *,
     carried: tuple[Edges, Written] | None = None,
+    first: int = 0,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Return the logits of a run that begins with what enters in `start`.
 
     A destination reads the `base` run, changed by what its `live` sources write in this run less what they wrote in that
-    one, and by `carried`: edges along which a given change is added instead.
+    one, and by `carried`: edges along which a given change is added instead. Blocks before `first` are as in `base`.
     """
     run = _Run(graph, base, live, sites, start, carried)
-    for layer in range(len(base.replay.calls)):
+    for layer in range(first, len(base.replay.calls)):
         run.block(layer)
     model = base.replay.model
     final = run.stream(base.entering[-1], run.rows([len(graph.destinations) - 1])[0])
