@@ -3,12 +3,15 @@
 from mmlens.plot.ablation import ablation_conditions, ablation_curve
 from mmlens.plot.agreement import agreement
 from mmlens.plot.attention import attention_rows
+from mmlens.plot.circuit import circuit
+from mmlens.plot.circuit_page import circuit_page
 from mmlens.plot.class_selectivity import class_selectivity
 from mmlens.plot.concept_overlap import concept_overlap
 from mmlens.plot.convergence import convergence
 from mmlens.plot.direct_attribution import direct_attribution
 from mmlens.plot.editing import edit
 from mmlens.plot.evaluation import evaluation, evaluation_matrix
+from mmlens.plot.faithfulness import faithfulness
 from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
 from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
@@ -28,6 +31,8 @@ __all__ = [
     "ablation_curve",
     "agreement",
     "attention_rows",
+    "circuit",
+    "circuit_page",
     "class_selectivity",
     "concept_overlap",
     "convergence",
@@ -35,6 +40,7 @@ __all__ = [
     "edit",
     "evaluation",
     "evaluation_matrix",
+    "faithfulness",
     "group_geometry",
     "knock_out_effect",
     "lens_entropy",

@@ -35,12 +35,15 @@ def png(figure: Figure, *, dpi: int = 120) -> bytes:
         return buffer.getvalue()
 
 
+def spelled(word: str, longest: int = 0) -> str:
+    """Return `word` with control characters spelled out, cut to at most `longest` characters."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in word).strip() or repr(word)
+    return shown[: longest - 1] + "…" if longest and len(shown) > longest else shown
+
+
 def plain(word: str, longest: int = 0) -> str:
     """Return `word` as matplotlib must get it: no `$` starts a formula, control characters are spelled out."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in word).strip() or repr(word)
-    if longest and len(shown) > longest:
-        shown = shown[: longest - 1] + "…"
-    return shown.replace("$", r"\$")
+    return spelled(word, longest).replace("$", r"\$")
 
 
 def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid | Tiles]]:

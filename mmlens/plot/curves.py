@@ -31,13 +31,15 @@ def layer_axis(axes: Axes, depth: int, *, label: str = STREAM) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def mean_curve(axes: Axes, values: Float[Tensor, "layer batch"], *, color: str, **style: Any) -> None:
+def mean_curve(
+    axes: Axes, values: Float[Tensor, "layer batch"], *, color: str, at: Sequence[int] | None = None, **style: Any
+) -> None:
     """Draw the mean over rows by layer and, where there are several, its 95 % interval (Student's t) as a band.
 
-    Rows in which a value is NaN are left out of that layer's.
+    Rows in which a value is NaN are left out of that layer's. `at` are other numbers than layers, for other curves.
     """
     mean, count = values.nanmean(1), (~values.isnan()).sum(1)
-    layers = range(len(values))
+    layers = range(len(values)) if at is None else at
     axes.plot(layers, mean, marker="o", color=color, **style)
     if int(count.max()) > 1:
         deviation = ((values - mean[:, None]) ** 2).nansum(1) / (count - 1)  # NaN, and no band, for a single row

@@ -1,6 +1,5 @@
 """One self-contained page: every text escaped, every figure inlined, nothing fetched."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,27 +9,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmlens.plot.canvas import png
+from mmlens.plot.html import document, encoded, img
 
 BUDGET = 400_000  # bytes of one figure: six of them, in base64, stay below 3 MB
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6570; --ground: #fbfaf8; --line: #dcd9d3; --mark: #a93226; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e6e3; --soft: #a9b0b7; --ground: #16191c; --line: #363c42; --mark: #ff9d8a; }
-}
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.2rem 4rem; background: var(--ground); color: var(--ink);
-  font: 17px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 3rem 0 .4rem; }
-.soft, figcaption, footer { color: var(--soft); font-size: .9rem; }
+body { max-width: 62rem; }
+h2 { font-size: 1.2rem; margin: 3rem 0 .4rem; }
+figcaption, footer { color: var(--soft); font-size: .9rem; }
 .main { border-left: 5px solid var(--mark); padding: .2rem 0 .2rem 1rem; font-size: 1.25rem; }
 .asked { display: flex; gap: 1.2rem; align-items: center; } .asked img { width: 9rem; max-height: 12rem; object-fit: contain;
   image-rendering: auto; border-radius: 4px; }
 figure { margin: .8rem 0; } figure img { max-width: 100%; height: auto; background: white; padding: .6rem;
   box-sizing: border-box; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-td, th { border-bottom: 1px solid var(--line); padding: .15rem .9rem .15rem 0; text-align: right; }
-td:first-child, th:first-child { text-align: left; } footer dt { font-weight: 600; } footer dd { margin: 0 0 .3rem 1rem;
-  overflow-wrap: anywhere; }
+footer dt { font-weight: 600; } footer dd { margin: 0 0 .3rem 1rem; overflow-wrap: anywhere; }
 """
 
 
@@ -59,26 +50,21 @@ def page(
 ) -> str:
     """Return the whole HTML page: what was asked, the main sentence with its rate beside it, the sections, provenance."""
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in provenance.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>
-<style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<div class="asked">{_image(_picture(picture), "The picture that the question is about")}
+    body = f"""<h1>{escape(title)}</h1>
+<div class="asked">{img(_picture(picture), "The picture that the question is about")}
 <p><span class="soft">asked</span> {escape(asked)}<br>
 <span class="soft">answered</span> <b>{escape(answer) or "(nothing)"}</b></p></div>
 <p class="main">{escape(sentence)}</p><p>{escape(beside)}</p>
 {"".join(_section(section) for section in sections)}
-<footer><h2>Where this came from</h2><dl>{listed}</dl></footer>
-</body></html>
-"""
+<footer><h2>Where this came from</h2><dl>{listed}</dl></footer>"""
+    return document(title, body, style=STYLE)
 
 
 def _section(section: Section) -> str:
     drawn = ""
     if section.figure is not None:
         reading = f"<figcaption>{escape(section.reading)}</figcaption>" if section.reading else ""
-        drawn = f"<figure>{_image(_small(section.figure), section.alt, width=_width(section.figure))}{reading}</figure>"
+        drawn = f"<figure>{img(_small(section.figure), section.alt, width=_width(section.figure))}{reading}</figure>"
     head = f"<h2>{escape(section.heading)}</h2><p>{escape(section.sentence)}</p>"
     return f"<section>{head}{drawn}{_table(section.table)}</section>"
 
@@ -89,11 +75,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     head = head.replace("<td>", "<th>").replace("</td>", "</th>")
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
-
-
-def _image(data: bytes, alt: str, *, width: int | None = None) -> str:
-    size = f' width="{width}"' if width else ""
-    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt, quote=True)}"{size}>'
 
 
 def _width(figure: Figure) -> int:
@@ -108,7 +89,7 @@ def _small(figure: Figure) -> bytes:
         if len(data) <= BUDGET:
             break
         with Image.open(BytesIO(png(figure, dpi=dpi))) as drawn:
-            data = _encoded(drawn.convert("RGB").quantize(colors, dither=Image.Dither.NONE))
+            data = encoded(drawn.convert("RGB").quantize(colors, dither=Image.Dither.NONE))
     return data
 
 
@@ -120,10 +101,4 @@ def _picture(image: Image.Image) -> bytes:
     else:
         factor = max(1, 288 // max(shown.size))
         shown = shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
-    return _encoded(shown)
-
-
-def _encoded(image: Image.Image) -> bytes:
-    with BytesIO() as buffer:
-        image.save(buffer, format="PNG", optimize=True)
-        return buffer.getvalue()
+    return encoded(shown)

@@ -1,0 +1,256 @@
+"""A circuit's page as a reader uses it: opened in a real browser, by mouse and by keys, with the network cut."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from drawn_circuit import HOSTILE, drawn_circuit
+
+from mmlens import HookedMLLM, Neurons, plot
+from mmlens.analysis import attention_rows
+from mmlens.plot.html import Page
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no browser here: install Debian's chromium to open pages"),
+]
+
+
+class Browser:
+    """A headless Chromium that is told what to do through a pipe (the DevTools protocol), and what it said of a page."""
+
+    def __init__(self, folder):
+        (read, self.write), (self.read, write) = os.pipe(), os.pipe()
+        quiet = ("quic", "background-networking", "component-update", "sync", "default-apps", "domain-reliability")
+        command = [
+            *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"),
+            *(f"--disable-{name}" for name in quiet),
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder}",
+        ]
+        ends = f'exec 3<&{read} 4>&{write}; exec "$@"'
+        self.process = subprocess.Popen(
+            ["bash", "-c", ends, "bash", *command],
+            pass_fds=(read, write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(read)
+        os.close(write)
+        self.numbers, self.events, self.left, self.session = itertools.count(1), [], b"", None
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.write)
+        os.close(self.read)
+
+    def __call__(self, method, **params):
+        """Return what the browser answers to a command; what it says by itself meanwhile goes to `events`."""
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self.left:
+                chunk = os.read(self.read, 1 << 20)
+                assert chunk, "the browser is gone"
+                self.left += chunk
+            text, _, self.left = self.left.partition(b"\0")
+            answer = json.loads(text)
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, path):
+        """Open a page in a tab of its own, and wait for it."""
+        self.session = None
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self(f"{domain}.enable")
+        self.size(1400, 1100)
+        self.events.clear()
+        self("Page.navigate", url=path.as_uri())
+        while self.ask("document.readyState") != "complete" or self.ask("location.protocol") != "file:":
+            pass
+
+    def size(self, width, height):
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def ask(self, script):
+        """Return what a line of script gives in the page."""
+        answer = self("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def click(self, selector, number=0):
+        box = self.ask(
+            f"(() => {{ const one = document.querySelectorAll({json.dumps(selector)})[{number}]; "
+            "one.scrollIntoView({block: 'center'}); const b = one.getBoundingClientRect(); "
+            "return [b.x + b.width / 2, b.y + b.height / 2] })()"
+        )
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def press(self, *keys):
+        for key in keys:
+            text = {"Enter": "\r", "+": "+", "-": "-"}.get(key)
+            more = {"text": text} if text else {}
+            self(
+                "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=CODES.get(key, 0), **more
+            )
+            self("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=CODES.get(key, 0))
+
+    def shown(self, selector):
+        """Return how many elements of that kind are displayed."""
+        found = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        return self.ask(f"{found}.filter(e => getComputedStyle(e).display != 'none').length")
+
+    def said(self):
+        """Return what the page logged, threw, or asked the network for."""
+        self.ask("0")
+        found = []
+        for event in self.events:
+            kind, params = event.get("method"), event.get("params", {})
+            if kind in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+                found.append(params)
+            if kind == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("data:", "file:")):
+                found.append(params["request"]["url"])
+            if kind == "Page.javascriptDialogOpening":
+                found.append("a dialog")
+        return found
+
+
+CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    one = Browser(tmp_path_factory.mktemp("profile"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def circuit(tmp_path_factory):
+    """A circuit whose names and words are hostile, and its page."""
+    model = HookedMLLM.from_pretrained("pictoworld", device="cpu")
+    sets = {f"set {HOSTILE}": Neurons.of([("language", 2, unit) for unit in range(200)], model.widths)}
+    found, inputs, sites = drawn_circuit(model, names=(HOSTILE, "elsewhere", "words"), neurons=sets)
+    page = plot.circuit_page(
+        found,
+        inputs=inputs,
+        sites=sites,
+        attention=attention_rows(model, inputs),
+        words={f"L2.set {HOSTILE}": [HOSTILE]},
+        title=HOSTILE,
+        most=120,
+    )
+    return found, page.save(tmp_path_factory.mktemp("page") / "page.html")
+
+
+@pytest.fixture
+def page(browser, circuit):
+    browser.open(circuit[1])
+    yield browser
+    assert browser.said() == []
+
+
+SPELLED = HOSTILE.replace("\u2028", "\\u2028")
+FOCUSED = "document.activeElement.getAttribute('aria-label')"
+PANEL = "document.getElementById('panel').innerText"
+
+
+def number(page, name):
+    """Return which node has that name."""
+    return page.ask(
+        "[...document.querySelectorAll('.node')].findIndex(n => n.getAttribute('aria-label').startsWith("
+        + json.dumps(name)
+        + "))"
+    )
+
+
+def test_the_slider_and_keys_say_how_many_edges_are_shown(page):
+    assert page.shown(".graph .edge") == 60 and page.ask("document.getElementById('told').value") == "60 edges"
+    page.ask("document.getElementById('count').focus()")
+    page.press("ArrowRight", "ArrowRight", "ArrowLeft")
+    assert page.shown(".graph .edge") == 61
+    page.press("-", "-", "-", "+")
+    assert page.shown(".graph .edge") == 59
+    page.click("#whole")
+    assert page.ask("document.getElementById('told').value") == f"{page.shown('.graph .edge')} of the 59 largest edges"
+
+
+def test_only_whole_ways_are_those_of_the_circuit_pruned(page, circuit):
+    page.click("#whole")
+    for size in (5, 20, 47, 110):
+        page.ask(f"document.getElementById('count').value = {size}")
+        page.ask("document.getElementById('count').dispatchEvent(new Event('input'))")
+        assert page.shown(".graph .edge") == len(circuit[0].top(size))
+
+
+def test_a_click_shows_a_nodes_edges_with_their_numbers_and_where_a_head_looks(page, circuit):
+    assert "Click a node" in page.ask(PANEL) and page.shown(".looked") == 0
+    page.click(".node", number(page, "L2H3"))
+    said = page.ask(PANEL)
+    edges = circuit[0].edges().head(60)
+    into = edges[edges.destination.str.startswith("L2H3.")]
+    out = edges[edges.source == "L2H3"]
+    assert f"{len(into)} shown in" in said and f"{len(out)} shown out" in said
+    largest = into.iloc[0]
+    assert f"{abs(largest.score):.3g}" in said and largest.destination in said
+    assert page.shown(".looked") == 1
+    assert (
+        page.ask("Math.max(...[...document.querySelectorAll('.heat rect')].map(r => r.getAttribute('fill-opacity')))")
+        == 0.85
+    )
+    assert "of the last position's attention" in page.ask("document.querySelector('figcaption').innerText")
+    assert page.shown(".graph .edge.lit:not(.off)") == len(into) + len(out)
+    page.click("#panel td button")  # on to the node at the other end
+    assert page.ask(PANEL).startswith(page.ask(FOCUSED).split(",")[0][:4])
+    page.press("Escape")
+    assert "Click a node" in page.ask(PANEL) and page.shown(".graph .edge.lit") == 0 and page.shown(".looked") == 0
+
+
+def test_tab_arrows_and_enter_move_between_nodes_and_show_them(page):
+    page.press("Tab", "Tab", "Tab")
+    assert page.ask(FOCUSED).startswith("logits")
+    lit = page.shown(".graph .edge.lit:not(.off)")
+    page.press("ArrowDown")
+    here = page.ask(FOCUSED)
+    assert here.startswith("L4") and page.shown(".graph .edge.lit:not(.off)") != lit
+    page.press("ArrowLeft" if here.startswith("L4.mlp") else "ArrowRight")
+    assert page.ask(FOCUSED) not in (here, None)
+    page.press("Enter")
+    assert page.ask(PANEL).startswith(page.ask(FOCUSED).split(",")[0])
+    for _ in range(8):
+        page.press("ArrowDown")
+    assert "what enters at" in page.ask(FOCUSED)
+
+
+def test_hostile_names_and_words_are_shown_as_text(page):
+    assert page.ask("document.title") == SPELLED and page.ask("document.querySelector('h1').innerText") == SPELLED
+    assert page.ask("document.images.length") == 0
+    page.click(".node", number(page, "L2.set"))
+    assert f"It writes: {SPELLED}" in page.ask(PANEL) and page.ask("document.images.length") == 0
+    page.click(".node", number(page, SPELLED[:9]))
+    assert page.ask(PANEL).startswith(SPELLED) and page.shown(".region.lit") == 1
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_cannot_reach_out(browser, circuit, tmp_path):
+    html = circuit[1].read_text(encoding="utf-8")
+    around = tmp_path / "notebook.html"
+    around.write_text(
+        f"<!doctype html><meta charset='utf-8'><script>var secret = 1</script>{Page(html)._repr_html_()}", encoding="utf-8"
+    )
+    browser.open(around)
+    assert browser.ask("document.querySelector('iframe').contentDocument") is None  # another origin
+    assert browser.said() == []
