@@ -1,6 +1,6 @@
 """What a residual stream is a sum of: what entered block 0, and what every head, neuron and sublayer added to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,12 +84,13 @@ def decompose(
     units: Mapping[int, Int[Tensor, " unit"]] | None = None,
     onto: Float[Tensor, "group d_model direction"] | None = None,
     fwd_hooks: Sequence[Hook] = (),
+    output: Callable[[Float[Tensor, "batch pos d_vocab"]], None] | None = None,
 ) -> Decomposed:
     """Return the components of the stream at the `where` positions, in one run, float32 and on the CPU.
 
     `onto` are directions of all places (one group) or of each place: only dot products are kept then, and no head's or
-    neuron's vector is ever made. One layer's activations at `where` are held at a time. Raises ValueError for a layer or a
-    point of it that the model does not have, and for neurons that write later.
+    neuron's vector is ever made. One layer's activations at `where` are held at a time; `output` gets the run's logits.
+    Raises ValueError for a layer or a point of it that the model does not have, and for neurons that write later.
     """
     depth, units = model.cfg.n_layers, dict(units or {})
     if (layer is None and at != "pre") or (layer is not None and not 0 <= layer < depth):
@@ -103,7 +104,9 @@ def decompose(
     hooks = [*reader.entering(), *(hook for number in range(whole) for hook in reader.block(number, whole, at))]
     hooks += reader.attention(whole) if at == "mid" else []
     end = f"blocks.{depth - 1}.hook_resid_post" if layer is None else f"blocks.{layer}.hook_resid_{at}"
-    model.run_with_hooks(inputs, fwd_hooks=[*hooks, reader.keep(end), *fwd_hooks])
+    logits = model.run_with_hooks(inputs, fwd_hooks=[*hooks, reader.keep(end), *fwd_hooks])
+    if output is not None:
+        output(logits)
     if at == "mid":
         reader.attend(whole)
     return Decomposed(

@@ -217,8 +217,8 @@ def test_captions_as_a_whole_do_not_get_less_likely(organisms, report, expectati
 
 @pytest.mark.xfail(
     strict=True,
-    reason="0.47 [0.35, 0.59] logits: with shuffled weights own sets hurt least, which is not nothing; in trained models they "
-    "hurt most (-0.25 and -0.62). Not tried: another threshold, which would be chosen after the fact",
+    reason="0.47 [0.35, 0.59] logits: with shuffled weights own sets hurt least, which is not nothing; in trained models "
+    "they hurt most (-0.25 and -0.62). Not tried: another threshold, which would be chosen after the fact",
 )
 def test_shuffled_weights_have_no_domains_neurons(rows, expectations):
     settings = expectations["domains"]

@@ -238,7 +238,7 @@ def circuit(
     its input is worth. Neither sees two sources either of which is enough, in the direction in which one stays in place:
     restored into the corrupted run, as here, one of them is seen; taken from the clean run, neither would be.
 
-    Costs four forwards and one backward ("eap"; of the backward, each destination's last step again), 2 + `steps` of both
+    Costs three forwards and one backward ("eap"; of the backward, each destination's last step again), 2 + `steps` of both
     ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where the inputs do not line up.
     Sources: Syed et al. 2023 (EAP), Hanna et al. 2024 (EAP-IG); sites, grouped heads and neuron sets are ours.
     """
@@ -248,15 +248,20 @@ def circuit(
     if edges is not None and method != "exact":
         raise ValueError(f'edges are chosen for method="exact", which runs once for each; {method} has all at once')
     graph, masks = graph_of(model, corrupted, sites=sites, neurons=neurons)
-    there, here = (written(model, inputs, graph, masks) for inputs in (clean, corrupted))
-    with torch.no_grad():
-        best, worst = (metric(model(inputs)).cpu() for inputs in (clean, corrupted))
+    values: list[Tensor] = []
+    moved, here = (
+        written(model, inputs, graph, masks, lambda logits: values.append(metric(logits).cpu()))
+        for inputs in (clean, corrupted)
+    )
+    moved -= here
+    best, worst = values
     if method == "exact":
         base = Base.of(model, corrupted, here)
-        scores = _exact(graph, base, there - here, masks, metric, worst, edges, progress=progress)
+        scores = _exact(graph, base, moved, masks, metric, worst, edges, progress=progress)
     else:
+        del here  # as large as all sources at all positions
         integrated = steps if method == "eap-ig" else None
-        scores = attributed(model, clean, corrupted, metric, graph, there - here, steps=integrated, progress=progress)
+        scores = attributed(model, clean, corrupted, metric, graph, moved, steps=integrated, progress=progress)
     return Circuit(
         graph=graph,
         method=method,

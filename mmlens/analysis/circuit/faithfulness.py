@@ -81,9 +81,13 @@ def faithfulness(
             f"the circuit is of the sites {', '.join(found.graph.sites)}, these inputs have {', '.join(graph.sites)}: give "
             "sites of the same names"
         )
-    start, here = (written(model, inputs, graph, masks) for inputs in (clean, corrupted))
+    values: list[Tensor] = []
+    start, here = (
+        written(model, inputs, graph, masks, lambda logits: values.append(metric(logits).cpu()))
+        for inputs in (clean, corrupted)
+    )
     base = Base.of(model, corrupted, here, mean=ablation == "mean")
-    best, none = metric(model(clean)).cpu(), torch.zeros_like(graph.possible)
+    best, none = values[0], torch.zeros_like(graph.possible)
 
     def measured(live: Bool[Tensor, "source destination"]) -> Float[Tensor, " batch"]:
         return metric(run_edges(graph, base, live, start, masks)).cpu()

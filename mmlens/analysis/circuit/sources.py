@@ -1,5 +1,7 @@
 """What every source writes at every position, in a run."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,10 +14,16 @@ from mmlens.model import HookedMLLM
 Written = Float[Tensor, "source batch pos d_model"]
 
 
-def written(model: HookedMLLM, inputs: Inputs, graph: Graph, sites: Bool[Tensor, "site batch pos"]) -> Written:
-    """Return what each source writes at each position (padding too), in float32 on the CPU."""
+def written(
+    model: HookedMLLM,
+    inputs: Inputs,
+    graph: Graph,
+    sites: Bool[Tensor, "site batch pos"],
+    output: Callable[[Float[Tensor, "batch pos d_vocab"]], None] | None = None,
+) -> Written:
+    """Return what each source writes at each position (padding too), in float32 on the CPU; `output` gets the logits."""
     every = torch.ones_like(inputs.tokens, dtype=torch.bool)
-    found = decompose(model, inputs, every, units=units_of(graph))
+    found = decompose(model, inputs, every, units=units_of(graph), output=output)
     shape = inputs.tokens.shape
     values = torch.zeros(len(graph.sources), *shape, found.parts.shape[-1])
     placed(values, found.components, found.parts.view(len(found.parts), *shape, -1), graph, sites.cpu())
