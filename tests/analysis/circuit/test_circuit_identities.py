@@ -144,6 +144,7 @@ def read_final(model, inputs):
 # ---------------------------------------------------------------- to first order: sums of edges
 
 
+@pytest.mark.dear
 def test_a_sources_edges_add_up_to_its_own_attribution(model, folder, case):
     """Where a norm stands between attention and stream, what a head writes hangs on all of a layer: they add up together."""
     attribute = partial(attribution_patching, model, **case.runs)
@@ -319,7 +320,7 @@ def test_where_little_changes_edges_rank_by_their_gradient_as_exactly_and_enteri
     runs = nearly(model, folder)
     first = circuit(model, **runs)
     where = first.graph.possible.nonzero()
-    chosen = where[torch.randperm(len(where), generator=torch.Generator().manual_seed(1))[:50]]
+    chosen = where[torch.randperm(len(where), generator=torch.Generator().manual_seed(1))[:30]]
     names = [(first.graph.sources[s], first.graph.destinations[d]) for s, d in chosen.tolist()]
     exact = circuit(model, **runs, method="exact", edges=names)
     middle = circuit(model, **runs, method="eap-ig", steps=1)
@@ -329,7 +330,7 @@ def test_where_little_changes_edges_rank_by_their_gradient_as_exactly_and_enteri
     entering = [number for number, kind in enumerate(first.graph.source_kind) if kind in ("embed", "deepstack")]
     whole = first.clean_metric - first.corrupted_metric
     torch.testing.assert_close(middle.outgoing()[entering].sum(0), whole, rtol=0.05, atol=2e-6)
-    assert (truth != 0).sum() > 25
+    assert (truth != 0).sum() > 15
 
 
 @pytest.mark.dear
@@ -344,6 +345,7 @@ def test_along_the_input_a_sources_edges_add_up_to_its_own_integrated_attributio
 # ---------------------------------------------------------------- nodes
 
 
+@pytest.mark.dear
 def test_regions_of_a_medium_carry_together_what_the_whole_carries(model, case):
     media = case.clean.mask(*MEDIA)
     numbered = media.cumsum(1) - 1
