@@ -46,7 +46,8 @@ def attributed(
         for destinations, gradients in kept.backward(values):
             first = int(graph.possible[:, destinations[0]].sum())  # sources stand in the order in which they write
             here = moved[:first].to(gradients)
-            total[:first, destinations] += torch.einsum("sbpd,nbpd->snb", here, gradients).cpu()
+            rows = [gradients[:, row].flatten(1) @ here[:, row].flatten(1).T for row in range(len(corrupted))]
+            total[:first, destinations] += torch.stack(rows, dim=-1).transpose(0, 1).cpu()  # an einsum takes 7 times as long
     return total / len(runs)
 
 

@@ -235,8 +235,11 @@ def circuit(
     - "exact": each of `edges` (source, destination; default: all) is patched by itself, and all behind it runs again.
 
     To first order, a source's edges add up to what attribution patching gives it, and the edges into a destination to what
-    its input is worth. Neither sees two sources either of which is enough, in the direction in which one stays in place:
-    restored into the corrupted run, as here, one of them is seen; taken from the clean run, neither would be.
+    its input is worth. One gradient does not see what would switch a silent unit on. "exact" does not see two edges either
+    of which is enough, in the direction in which one stays in place: restored into the corrupted run each is seen; the other
+    way round neither is, unless both are patched together (`faithfulness`). Nor, restored, two of which both are needed, as
+    a head's keys and values: swap the runs. "eap-ig" sees both kinds, either way, where its `steps` do not jump over the
+    stretch in which something saturates (five over a clamp: take 20).
 
     Costs three forwards and one backward ("eap"; of the backward, each destination's last step again), 2 + `steps` of both
     ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where the inputs do not line up.
