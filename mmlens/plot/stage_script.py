@@ -1,0 +1,185 @@
+"""What the stage of a page does in the browser, and how it looks; `mmlens.plot.stage` says how a page uses it."""
+
+STYLE = """
+:root { --hot: #d7301f; --cold: #2b6cb0; --ring: #0b6bcb; --veil: #fbfaf8; }
+@media (prefers-color-scheme: dark) { :root { --hot: #ff4d2e; --cold: #4da3ff; --ring: #58b4ff; --veil: #16191c; } }
+.stage { min-width: 0; } .stage figure { margin: 0 0 .7rem; min-width: 0; }
+.stage > label { display: inline-flex; gap: .5rem; align-items: center; }
+.zoom { width: 9rem; accent-color: var(--mark); }
+.scroll { overflow: auto; max-width: 100%; max-height: 92vh; }
+.drawing { display: block; height: auto; outline-offset: -2px; }
+.small image { image-rendering: pixelated; }
+.strip { display: flex; gap: .8rem; overflow-x: auto; } .strip figure { flex: none; }
+.sound .under { filter: invert(1); } @media (prefers-color-scheme: dark) { .sound .under { filter: none; } }
+.axis text { font: 15px system-ui, sans-serif; fill: var(--soft); } .axis path { stroke: var(--soft); }
+.axis .hertz { font-size: 13px; fill: var(--ink); paint-order: stroke; stroke: var(--veil); stroke-width: 3px; }
+.faded .under { opacity: .38; }
+.cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
+  vector-effect: non-scaling-stroke; pointer-events: all; }
+.cells .cold { fill: var(--cold); }
+.words text { fill: var(--ink); text-anchor: middle; dominant-baseline: central; pointer-events: none;
+  font-family: system-ui, sans-serif; paint-order: stroke; stroke: var(--veil); stroke-opacity: .75;
+  stroke-linejoin: round; }
+.words path { fill: none; stroke: var(--ink); stroke-width: 1.6px; vector-effect: non-scaling-stroke; pointer-events: none; }
+.cells .ringed { stroke: var(--ring); stroke-width: 2px; stroke-opacity: 1; }
+.cells .chosen { stroke: var(--ring); stroke-width: 3.5px; stroke-opacity: 1; }
+.line { display: flex; flex-wrap: wrap; gap: 2px; padding: 3px; max-height: 14rem; overflow-y: auto; }
+.line .cell { position: relative; padding: 0 .35em; border: 1px solid var(--line); border-radius: 4px; font-size: .85rem;
+  cursor: pointer; white-space: pre; }
+.line .ringed { border-color: var(--ring); box-shadow: inset 0 0 0 1px var(--ring); }
+.line .chosen { border-color: var(--ring); box-shadow: 0 0 0 2px var(--ring); }
+.line .crossed::after { content: "×"; color: var(--soft); margin-left: .25em; }
+"""
+
+SCRIPT = r"""
+"use strict";
+function staged(name, point, choose) {
+  const root = document.getElementById(name), space = "http://www.w3.org/2000/svg";
+  const stage = { root, length: Number(root.dataset.length), cells: new Map(), boxes: new Map(), layers: new Map(),
+    chosen: null, crosses: [] };
+  let near = null;
+  const tell = () => point && point(near ?? stage.chosen);
+  const views = [...root.querySelectorAll("[role=listbox]")];
+  for (const view of views) {
+    if (view.dataset.cells) {
+      for (const [position, x, y, width, height] of JSON.parse(view.dataset.cells)) {
+        const rect = document.createElementNS(space, "rect");
+        const about = { class: "cell", role: "option", "aria-selected": "false", x, y, width, height };
+        Object.entries(about).forEach(([key, value]) => rect.setAttribute(key, value));
+        rect.dataset.position = position;
+        view.querySelector(".cells").append(rect);
+        stage.boxes.set(position, { x, y, width, height });
+        stage.layers.set(position, view.querySelector(".words"));
+      }
+    }
+    view.querySelectorAll(".cell").forEach((cell) => {
+      const position = Number(cell.dataset.position);
+      cell.id = `${name}-at-${position}`;
+      cell.setAttribute("aria-label", `${cell.textContent || ""} position ${position}`.trim());
+      stage.cells.set(position, cell);
+      cell.addEventListener("mouseenter", () => { near = position; tell(); });
+      cell.addEventListener("mouseleave", () => { near = null; tell(); });
+      cell.addEventListener("click", () => { view.focus({ preventScroll: true }); stage.choose(position); });
+    });
+    view.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "Escape") stage.choose(null);
+      else if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") {
+        const own = [...view.querySelectorAll(".cell")], next = beside(own, event.key);
+        near = null;
+        if (next) stage.choose(Number(next.dataset.position));
+      } else return;
+      event.preventDefault();
+    });
+    view.addEventListener("focus", () => active(view));
+  }
+
+  function active(view) {
+    const cell = stage.chosen === null ? null : stage.cells.get(stage.chosen);
+    if (cell && view.contains(cell)) view.setAttribute("aria-activedescendant", cell.id);
+    else view.removeAttribute("aria-activedescendant");
+  }
+
+  function beside(own, key) {  // the nearest cell in the arrow's direction; in a line, the one before or behind
+    const here = own.indexOf(stage.cells.get(stage.chosen));
+    if (key === "Home" || here < 0) return own[0];
+    if (key === "End") return own[own.length - 1];
+    const across = key === "ArrowLeft" || key === "ArrowRight", sign = key === "ArrowLeft" || key === "ArrowUp" ? -1 : 1;
+    if (across && !stage.boxes.has(stage.chosen)) return own[here + sign];
+    const at = own[here].getBoundingClientRect();
+    let best = null, least = Infinity;
+    for (const cell of own) {
+      const box = cell.getBoundingClientRect();
+      const dx = box.x + box.width / 2 - at.x - at.width / 2, dy = box.y + box.height / 2 - at.y - at.height / 2;
+      const along = sign * (across ? dx : dy), off = Math.abs(across ? dy : dx);
+      if (along > 1 && off <= 2 * along && along + 2 * off < least) [best, least] = [cell, along + 2 * off];
+    }
+    return best;
+  }
+
+  stage.choose = (position) => {
+    stage.chosen = position;
+    stage.cells.forEach((cell, n) => {
+      const own = n === position;
+      if (own !== cell.classList.contains("chosen")) {
+        cell.classList.toggle("chosen", own);
+        cell.setAttribute("aria-selected", String(own));
+        if (own && cell.parentNode.matches(".cells")) cell.parentNode.append(cell);  // its edge above its neighbours'
+      }
+    });
+    views.forEach(active);
+    tell();
+    if (choose) choose(position);
+  };
+
+  const zoom = root.querySelector(".zoom"), drawings = [...root.querySelectorAll(".drawing")];
+  const widths = drawings.map((one) => Number(one.getAttribute("width")));
+  function resize() {
+    drawings.forEach((one, n) => {
+      const times = zoom.valueAsNumber, room = one.closest(".strip") ? Infinity : root.clientWidth || Infinity;
+      one.setAttribute("width", Math.round(times * Math.min(widths[n], room)));
+    });
+    if (stage.written) write(stage, stage.written);
+  }
+  if (zoom) {
+    zoom.addEventListener("input", resize);
+    window.addEventListener("resize", resize);
+    resize();
+  }
+  return stage;
+}
+
+function paint(stage, values) {
+  stage.root.classList.toggle("faded", values !== null);
+  stage.cells.forEach((cell, position) => {
+    const value = values === null ? undefined : values[position], some = Number.isFinite(value);
+    const strong = some ? Math.min(Math.abs(value), 1) : 0, cold = some && value < 0;
+    if (stage.boxes.has(position)) {
+      cell.classList.toggle("cold", cold);
+      cell.style.fillOpacity = (0.85 * strong).toFixed(3);
+    } else {
+      const color = `var(--${cold ? "cold" : "hot"}) ${(75 * strong).toFixed(1)}%`;
+      cell.style.backgroundColor = strong ? `color-mix(in srgb, ${color}, transparent)` : "";
+    }
+  });
+}
+
+function write(stage, words) {
+  stage.written = words;
+  if (words !== null) stage.root.classList.add("faded");
+  stage.layers.forEach((layer) => layer.querySelectorAll("text").forEach((one) => one.remove()));
+  if (words === null) return;
+  stage.boxes.forEach(({ x, y, width, height }, position) => {
+    const word = words[position], layer = stage.layers.get(position), svg = layer.ownerSVGElement;
+    if (!word) return;
+    const tall = height > 2.2 * width, along = tall ? height : width, high = tall ? width : height;
+    const shown = word.length > 8 ? word.slice(0, 7) + "…" : word;
+    const pixel = svg.viewBox.baseVal.width / Number(svg.getAttribute("width"));
+    const size = Math.min(0.72 * high, along / (0.66 * Math.max(shown.length, 5)), 15 * pixel);
+    if (size < 4.5 * pixel) return;  // too small to read
+    const text = document.createElementNS("http://www.w3.org/2000/svg", "text"), [cx, cy] = [x + width / 2, y + height / 2];
+    text.setAttribute("x", cx);
+    text.setAttribute("y", cy);
+    text.setAttribute("font-size", size);
+    text.setAttribute("stroke-width", size / 5);
+    if (tall) text.setAttribute("transform", `rotate(-90 ${cx} ${cy})`);
+    text.textContent = shown;
+    layer.append(text);
+  });
+}
+
+function mark(stage, name, positions) {
+  const own = new Set(positions);
+  stage.cells.forEach((cell, position) => cell.classList.toggle(name, own.has(position)));
+  if (name !== "crossed") return;
+  stage.crosses.forEach((one) => one.remove());
+  stage.crosses = [...own].filter((position) => stage.boxes.has(position)).map((position) => {
+    const { x, y, width, height } = stage.boxes.get(position), arm = 0.6 * Math.min(width, height);
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    const start = `${x + (width - arm) / 2} ${y + (height - arm) / 2}`;
+    path.setAttribute("d", `M${start}l${arm} ${arm}m0 ${-arm}l${-arm} ${arm}`);
+    stage.layers.get(position).append(path);
+    return path;
+  });
+}
+"""
