@@ -1,12 +1,14 @@
 """What every edge carries: the change of its source times the metric's gradient at its destination."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mmlens.analysis.attribution_patching import MERGED, entering, moving
@@ -58,6 +60,8 @@ class _Run:
     model: HookedMLLM
     graph: Graph
     seen: dict[str, Tensor] = field(default_factory=dict)
+    mapped: dict[str, tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=dict)
+    """The plain linear maps behind queries, keys and values, and what each made of what."""
 
     def forward(self, inputs: Inputs, metric: Metric, edits: Sequence[Hook]) -> Tensor:
         """Return the sum over rows of the metric."""
@@ -70,14 +74,29 @@ class _Run:
 
         names = [self.point(layer, what) for layer in range(self.model.cfg.n_layers) for what in self.points(layer)]
         names.append(f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
-        with torch.enable_grad():
+        with torch.enable_grad(), self._maps():
             readers = [(name, feed(keep)) for name in names]
-            values = metric(self.model.run_with_hooks(inputs, fwd_hooks=[(MERGED, begin), *edits, *readers]))
+            values = metric(self.model.run_with_hooks(inputs, fwd_hooks=[(MERGED, begin), *edits, *readers])).sum()
         if not values.requires_grad:
             raise ValueError(
                 "attribution takes a metric with a gradient; this one has none: give a smooth one, as logit_diff"
             )
-        return values.sum()
+        return values
+
+    @contextmanager
+    def _maps(self) -> Iterator[None]:
+        """Note what plain linear maps make queries, keys and values of."""
+
+        def note(layer: int, what: str, linear: Any, args: tuple[Any, ...], out: Tensor) -> None:
+            self.mapped[self.point(layer, what)] = linear, args[0], out
+
+        with ExitStack() as stack:
+            for layer, block in enumerate(self.model.bridge.blocks):
+                for what in {"q", "k", "v"} & set(block.attn.submodules):
+                    linear = block.attn.submodules[what].original_component
+                    if type(linear) is nn.Linear and linear.weight.device.type != "meta":
+                        stack.callback(linear.register_forward_hook(partial(note, layer, what)).remove)
+            yield
 
     def points(self, layer: int) -> list[str]:
         """Return what is read of a layer."""
@@ -130,6 +149,8 @@ class _Run:
         name = self.point(layer, what)
         if (gradient := cotangent[name]) is None:
             return None
+        if (through := self._through_map(name, part, entering, gradient)) is not None:
+            return through
         chosen = torch.zeros(len(part), *gradient.shape, dtype=gradient.dtype, device=gradient.device)
         for place, number in enumerate(part):
             index = int(self.graph.index[number])
@@ -144,6 +165,18 @@ class _Run:
         if len(part) == 1:
             return torch.autograd.grad(ends, entering, chosen[0], retain_graph=True)[0][None]
         return torch.autograd.grad(ends, entering, chosen, retain_graph=True, is_grads_batched=True)[0]
+
+    def _through_map(self, name: str, part: list[int], entering: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return the gradients of heads that a linear map makes, each by its own rows of the weight; None of others."""
+        if name not in self.mapped:
+            return None
+        linear, source, made = self.mapped[name]
+        if not torch.equal(made.flatten(2), self.seen[name].flatten(2)):
+            return None  # something stands between the map and the heads, a norm of queries for one
+        rows = linear.weight.detach().unflatten(0, gradient.shape[2:])[self.graph.index[part]]
+        heads = gradient[:, :, self.graph.index[part].to(gradient.device)]
+        ends = torch.einsum("bpnh,nhd->nbpd", heads, rows)
+        return torch.autograd.grad(source, entering, ends, retain_graph=True, is_grads_batched=True)[0]
 
     def _units(self, layer: int, number: int) -> Tensor:
         sets = [one.by_layer().get(("language", layer)) for one in self.graph.sets.values()]
