@@ -9,8 +9,11 @@ A page puts `Stage.html(name)` in its body, `STYLE` in its style, and `SCRIPT` b
   null takes all colour off.
 - `write(stage, words)`: writes `words[position]` on the boxes of media, where there is room.
 - `mark(stage, name, positions)`: gives these positions the class `name`, and takes it from all others ("crossed", "ringed").
+- `stage.about[position]`: where it lies, in words; `make(tag, text, class)`, `percent(x)`, `numbers(text, bits)`: an
+  element, a share in words, and the numbers that `packed` has packed.
 """
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from mmlens.plot.canvas import spelled
 from mmlens.plot.html import compressed, encoded, uri
 from mmlens.plot.stage_script import SCRIPT, STYLE
 
-__all__ = ["SCRIPT", "STYLE", "Stage", "View", "group_names", "staged", "words_of"]
+__all__ = ["SCRIPT", "STYLE", "Stage", "View", "group_names", "packed", "staged", "words_of"]
 
 Kind = Literal["picture", "frame", "sound", "cells", "text"]
 Cell = tuple[int, Box]
@@ -55,11 +58,23 @@ class View:
     width: int = 0
     seconds: float = 0.0
     highest: float = 0.0
+    name: str = ""
 
     @property
     def positions(self) -> list[int]:
         """The positions of the stream that can be chosen here."""
         return [position for position, _ in (*self.cells, *self.line)]
+
+    def about(self) -> dict[int, str]:
+        """Return where each position lies, in words."""
+        found = {position: f"{self.name} {word}, position {position}" for position, word in self.line}
+        for position, (left, top, right, bottom) in self.cells:
+            place = f"x {left:.4g} to {right:.4g}, y {top:.4g} to {bottom:.4g}"
+            if self.kind == "sound":
+                begin, end = (self.seconds * edge / WIDE for edge in (left, right))
+                place = f"{begin:.3g} to {end:.3g} s"
+            found[position] = f"{self.name}, {place}, position {position}"
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,17 @@ class Stage:
         if any(view.image for view in self.views):
             zoom = '<label class="soft">size <input type="range" class="zoom" min="1" max="6" step="0.25" value="1"></label>'
         ends = "</div>" if kind == "frame" else ""
-        return f'<div class="stage" id="{escape(name)}" data-length="{self.length}">{zoom}{"".join(parts)}{ends}</div>'
+        about = escape(json.dumps(self.about(), separators=(",", ":")))
+        return f'<div class="stage" id="{escape(name)}" data-about="{about}">{zoom}{"".join(parts)}{ends}</div>'
+
+    def about(self) -> list[str]:
+        """Return where each position of the row lies, in words: on which medium and where on it, or which word it is."""
+        found = {position: words for view in self.views for position, words in view.about().items()}
+        return [found.get(position, "padding") for position in range(self.length)]
+
+    def media(self) -> list[int]:
+        """Return the positions that hold a medium."""
+        return sorted(position for view in self.views if view.kind != "text" for position in view.positions)
 
 
 def staged(inputs: Inputs, row: int = 0, *, words: Sequence[str] | None = None) -> Stage:
@@ -101,7 +126,7 @@ def staged(inputs: Inputs, row: int = 0, *, words: Sequence[str] | None = None) 
     shown = {position for view in views for position in view.positions}
     rest = [n for n, kind in enumerate(modality) if MODALITIES[kind] != "pad" and n not in shown]
     line = tuple((n, str(n) if words is None else spelled(words[n], 24)) for n in rest)
-    views.append(View("text", f"text: {len(line)} positions", line=line))
+    views.append(View("text", f"text: {len(line)} positions", line=line, name="text"))
     return Stage(tuple(views), len(modality))
 
 
@@ -123,6 +148,12 @@ def words_of(model: HookedMLLM, tokens: Any) -> list[str]:
     return [f"[{n}]" if p is None else p.replace("\u2581", " ").replace("\u0120", " ") for p, n in named]
 
 
+def packed(values: Any, bits: Literal[8, 16, 32]) -> str:
+    """Return whole numbers as text that the script reads by `numbers(text, bits)`; those out of range go to its end."""
+    whole = np.clip(np.rint(np.asarray(values, dtype=np.float64)), 0, 2**bits - 1)
+    return base64.b64encode(whole.astype(f"<u{bits // 8}").tobytes()).decode()
+
+
 def _medium(what: Any, place: Place, positions: Sequence[int], name: str) -> Iterator[View]:
     """Yield the views of one medium."""
     if isinstance(what, Sound):
@@ -139,7 +170,7 @@ def _medium(what: Any, place: Place, positions: Sequence[int], name: str) -> Ite
     if without:
         about = "have no place on it" if place is None else "hold no piece of it"
         line = tuple((position, str(n)) for n, position in enumerate(without))
-        yield View("cells", f"{name}: {len(line)} positions that {about}", line=line)
+        yield View("cells", f"{name}: {len(line)} positions that {about}", line=line, name=f"{name}, number")
 
 
 def _picture(picture: Image.Image, place: Place, positions: Sequence[int], name: str) -> Iterator[View]:
@@ -157,7 +188,9 @@ def _picture(picture: Image.Image, place: Place, positions: Sequence[int], name:
         left, _, right, _ = cells[0][1]
         width = min(max(40 * (box[2] - box[0]) / (right - left), 480), 900)
         width = min(width, 900 * (box[2] - box[0]) / (box[3] - box[1]))
-        yield View("picture", alt, cells=tuple(cells), image=image, size=picture.size, box=box, width=round(width))
+        yield View(
+            "picture", alt, cells=tuple(cells), image=image, size=picture.size, box=box, width=round(width), name=name
+        )
 
 
 def _video(video: Video, place: Place, positions: Sequence[int], name: str) -> Iterator[View]:
@@ -185,7 +218,7 @@ def _video(video: Video, place: Place, positions: Sequence[int], name: str) -> I
         columns = len({cell[0] for _, cell in cells})
         width = min(max(40 * columns, 240), 480)
         alt = f"{name}, {frames}{time}, {len(cells)} positions"
-        yield View("frame", alt, cells=tuple(cells), image=image, size=size, box=box, width=width)
+        yield View("frame", alt, cells=tuple(cells), image=image, size=size, box=box, width=width, name=f"{name}, {frames}")
 
 
 def _sound(sound: Sound, place: Place, positions: Sequence[int], name: str) -> View:
@@ -209,6 +242,7 @@ def _sound(sound: Sound, place: Place, positions: Sequence[int], name: str) -> V
         width=width,
         seconds=lasts,
         highest=rate / 2,
+        name=name,
     )
 
 

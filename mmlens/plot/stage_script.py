@@ -11,7 +11,7 @@ STYLE = """
 .small image { image-rendering: pixelated; }
 .strip { display: flex; gap: .8rem; overflow-x: auto; } .strip figure { flex: none; }
 .sound .under { filter: invert(1); } @media (prefers-color-scheme: dark) { .sound .under { filter: none; } }
-.axis text { font: 15px system-ui, sans-serif; fill: var(--soft); } .axis path { stroke: var(--soft); }
+.axis { pointer-events: none; } .axis text { font: 15px system-ui, sans-serif; fill: var(--soft); } .axis path { stroke: var(--soft); }
 .axis .hertz { font-size: 13px; fill: var(--ink); paint-order: stroke; stroke: var(--veil); stroke-width: 3px; }
 .faded .under { opacity: .38; }
 .cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
@@ -31,11 +31,48 @@ STYLE = """
 .line .crossed::after { content: "×"; color: var(--soft); margin-left: .25em; }
 """
 
+LAYOUT = """
+body { max-width: 100rem; padding: 1.2rem; } h1 { font-size: 1.4rem; } p { margin: .2rem 0; }
+.tools { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin: .7rem 0 .4rem; }
+.tools input[type=range] { width: min(16rem, 50vw); accent-color: var(--mark); }
+select, button, .tools input:not([type=range]) { font: inherit; font-size: .9rem; color: var(--ink);
+  background: var(--ground); border: 1px solid var(--line); border-radius: 4px; padding: .1rem .4rem; }
+button { cursor: pointer; } button:hover { border-color: var(--soft); }
+output { min-width: 4rem; font-variant-numeric: tabular-nums; }
+.view-of { display: flex; flex-wrap: wrap; gap: 1.4rem; align-items: flex-start; margin-top: .6rem; }
+.main { flex: 3 1 34rem; min-width: 0; }
+aside { flex: 2 1 24rem; min-width: 0; position: sticky; top: .5rem; max-height: 98vh; overflow: auto; }
+aside h2 { font-size: 1.05rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+aside h3 { font-size: .95rem; margin: .8rem 0 .1rem; }
+aside table { width: 100%; font-size: .85rem; } aside td, aside th { padding: .08rem .5rem .08rem 0; }
+tr.now td, tr.now th { background: color-mix(in srgb, var(--ring) 16%, transparent); }
+.bar { display: inline-block; height: .7em; background: var(--hot); opacity: .75; vertical-align: baseline;
+  border-radius: 2px; }
+"""
+
 SCRIPT = r"""
 "use strict";
+function make(tag, text, name) {
+  const one = document.createElement(tag);
+  if (text !== undefined) one.textContent = text;
+  if (name) one.className = name;
+  return one;
+}
+
+function numbers(text, bits) {  // what `packed` has packed
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new ({ 8: Uint8Array, 16: Uint16Array, 32: Uint32Array })[bits](bytes.buffer);
+}
+
+function percent(x) {
+  if (x < 0.00005) return "0\u00a0%";
+  return (x < 0.0995 ? Number((100 * x).toPrecision(2)) : Math.round(100 * x)) + "\u00a0%";
+}
+
 function staged(name, point, choose) {
   const root = document.getElementById(name), space = "http://www.w3.org/2000/svg";
-  const stage = { root, length: Number(root.dataset.length), cells: new Map(), boxes: new Map(), layers: new Map(),
+  const about = JSON.parse(root.dataset.about);
+  const stage = { root, about, length: about.length, cells: new Map(), boxes: new Map(), layers: new Map(),
     chosen: null, crosses: [] };
   let near = null;
   const tell = () => point && point(near ?? stage.chosen);
@@ -44,8 +81,8 @@ function staged(name, point, choose) {
     if (view.dataset.cells) {
       for (const [position, x, y, width, height] of JSON.parse(view.dataset.cells)) {
         const rect = document.createElementNS(space, "rect");
-        const about = { class: "cell", role: "option", "aria-selected": "false", x, y, width, height };
-        Object.entries(about).forEach(([key, value]) => rect.setAttribute(key, value));
+        const given = { class: "cell", role: "option", "aria-selected": "false", x, y, width, height };
+        Object.entries(given).forEach(([key, value]) => rect.setAttribute(key, value));
         rect.dataset.position = position;
         view.querySelector(".cells").append(rect);
         stage.boxes.set(position, { x, y, width, height });
@@ -55,7 +92,7 @@ function staged(name, point, choose) {
     view.querySelectorAll(".cell").forEach((cell) => {
       const position = Number(cell.dataset.position);
       cell.id = `${name}-at-${position}`;
-      cell.setAttribute("aria-label", `${cell.textContent || ""} position ${position}`.trim());
+      cell.setAttribute("aria-label", about[position]);
       stage.cells.set(position, cell);
       cell.addEventListener("mouseenter", () => { near = position; tell(); });
       cell.addEventListener("mouseleave", () => { near = null; tell(); });
@@ -136,7 +173,7 @@ function paint(stage, values) {
     const strong = some ? Math.min(Math.abs(value), 1) : 0, cold = some && value < 0;
     if (stage.boxes.has(position)) {
       cell.classList.toggle("cold", cold);
-      cell.style.fillOpacity = (0.85 * strong).toFixed(3);
+      cell.style.fillOpacity = (0.72 * strong).toFixed(3);
     } else {
       const color = `var(--${cold ? "cold" : "hot"}) ${(75 * strong).toFixed(1)}%`;
       cell.style.backgroundColor = strong ? `color-mix(in srgb, ${color}, transparent)` : "";
