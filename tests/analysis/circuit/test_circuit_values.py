@@ -306,3 +306,18 @@ def test_a_set_of_all_neurons_is_its_mlp(llava, runs):
     raw.same(values(found, edges), values(whole, plain), relative=1e-3)
     first = circuit(llava, **runs, neurons=everything)
     assert first.scores[first.graph.sources.index("L1.mlp")].abs().max() < 1e-5  # a bias, the same in both runs
+
+
+def test_edges_are_attributed_where_gradients_are_switched_off(llava, runs, found):
+    with torch.no_grad():
+        again = circuit(llava, **runs, sites={SITE: runs["clean"].mask("image")})
+    torch.testing.assert_close(again.scores, found.scores)
+
+
+def test_circuits_of_batches_are_joined_pair_by_pair(llava, runs, found):
+    halves = [Circuit.joined(replace(found, scores=found.scores[..., part])) for part in (slice(0, 1), slice(1, 2))]
+    whole = Circuit.joined(*halves)
+    assert torch.equal(whole.scores, found.scores) and whole.kept.equal(found.graph.possible)
+    assert len(whole.provenance.inputs) == 2 * len(found.provenance.inputs)
+    with pytest.raises(ValueError, match="that one method found"):
+        Circuit.joined(found, replace(found, method="exact"))
