@@ -315,7 +315,11 @@ def test_edges_are_attributed_where_gradients_are_switched_off(llava, runs, foun
 
 
 def test_circuits_of_batches_are_joined_pair_by_pair(llava, runs, found):
-    halves = [Circuit.joined(replace(found, scores=found.scores[..., part])) for part in (slice(0, 1), slice(1, 2))]
+    def rows(part):
+        parts = dict(scores=found.scores[..., part], clean_metric=found.clean_metric[part])
+        return replace(found, **parts, corrupted_metric=found.corrupted_metric[part])
+
+    halves = [rows(slice(0, 1)), rows(slice(1, 2))]
     whole = Circuit.joined(*halves)
     assert torch.equal(whole.scores, found.scores) and whole.kept.equal(found.graph.possible)
     assert len(whole.provenance.inputs) == 2 * len(found.provenance.inputs)
