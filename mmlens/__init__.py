@@ -56,7 +56,7 @@ _FILES = {
     "stats": ("SampleStats", "TokenStats", "TopExamples"),
     "sweeps": ("Sweep", "sweep"),
 }
-_ROOMS = ("analysis", "data", "doctor", "hooks", "metrics", "organisms", "papers", "plot", "stats", "testing", "verify")
+_ROOMS = "analysis data doctor hooks metrics organisms papers plot stats teaching testing verify".split()
 
 
 def __getattr__(name: str) -> Any:

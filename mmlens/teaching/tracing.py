@@ -1,0 +1,184 @@
+"""Exercises of 07_patching_images and 08_last_token: which positions, heads and layers bring the picture to the answer."""
+
+from functools import cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmlens import metrics
+from mmlens.analysis import activation_patching, attention_rows
+from mmlens.hooks import knock_out
+from mmlens.inputs import Inputs
+from mmlens.organisms import pictoworld
+from mmlens.teaching.exercise import compared, exercise, told_apart
+from mmlens.teaching.reading import number, pair, whole
+from mmlens.teaching.shared import organism
+
+
+def paired(pairs: list[pictoworld.Pair]) -> dict[str, Any]:
+    """Return the clean and corrupted inputs of pairs of scenes, and the tokens of the nouns in which they differ."""
+    model, objects = organism("pictoworld-frozen"), [one.clean.objects[one.index] for one in pairs]
+    clean = model.to_inputs(
+        [f"what is at the {thing.place} ? answer :" for thing in objects],
+        images=[one.clean.image for one in pairs],
+        answer=[f"a {thing.color}" for thing in objects],
+    )
+    corrupted = model.with_images(clean, [one.corrupted.image for one in pairs])
+    wrong = [one.corrupted.objects[one.index].noun for one in pairs]
+    tokens = [torch.tensor([model.to_token(noun) for noun in names]) for names in ([o.noun for o in objects], wrong)]
+    return dict(clean=clean, corrupted=corrupted, correct=tokens[0], wrong=tokens[1])
+
+
+@cache
+def answered() -> list[pictoworld.Pair]:
+    """Return the 24 pairs of scenes that the notebook keeps: both halves are answered right."""
+    model, pairs = organism("pictoworld-frozen"), pictoworld.pairs("held_out", n=40, seed=21)
+    those = paired(pairs)
+    says = [model(those[half])[:, -1].argmax(-1) for half in ("clean", "corrupted")]
+    both = (says[0] == those["correct"]) & (says[1] == those["wrong"])
+    return [pairs[i] for i in both.nonzero()[:24, 0].tolist()]
+
+
+def patched(pairs: list[pictoworld.Pair], **how: Any) -> Any:
+    """Return what patching the clean run of these pairs into the corrupted one restores."""
+    those = paired(pairs)
+    metric = partial(metrics.logit_diff, correct=those["correct"], wrong=those["wrong"])
+    runs = dict(clean=those["clean"], corrupted=those["corrupted"])
+    return activation_patching(organism("pictoworld-frozen"), metric=metric, **runs, **how)
+
+
+@cache
+def head_by_head() -> Tensor:
+    """Return what each head restores at the last position, [layer, head]."""
+    last, heads = paired(answered())["clean"].last(), range(organism("pictoworld-frozen").cfg.n_heads)
+    return patched(answered(), activation="z", sites={"last": last}, heads=heads).mean[:, 0]
+
+
+@exercise("07/which-head", pair)
+def which_head(given: tuple[int, int]) -> str | None:
+    """Which head restores most of the difference at the last position? `by_head.mean` is [layer, site, head]; answer with
+    (layer, head).
+    """
+    best = divmod(int(head_by_head().argmax()), head_by_head().shape[1])
+    second = divmod(int(head_by_head().flatten().topk(2).indices[1]), head_by_head().shape[1])
+    mistakes = {
+        "nearly: that is the second": [second],
+        "that one restores least": [divmod(int(head_by_head().argmin()), head_by_head().shape[1])],
+        "one off: layers and heads are counted from 0": [(best[0] + 1, best[1] + 1), (best[0] + 1, best[1])],
+    }
+    return told_apart(
+        given, best, mistakes, "by_head.mean[:, 0] is [layer, head]: the argmax is a flat index, layer by layer"
+    )
+
+
+@exercise("07/which-position", whole)
+def which_position(given: int) -> str | None:
+    """Which *position of the stream* restores most for the one pair if it is patched before layer 2? `by_position.mean` is
+    [layer, position].
+    """
+    one = [answered()[1]]
+    clean: Inputs = paired(one)["clean"]
+    places = clean.tokens.shape[1]
+    sites = {str(place): torch.arange(places)[None] == place for place in range(places)}
+    restored = patched(one, sites=sites, layers=[2]).mean[0]
+    right, start = int(restored.argmax()), int(clean.mask("image")[0].nonzero()[0])
+    mistakes = {
+        "that is the place within the picture: the stream begins with a start mark": [right - start],
+        "that is the last position: it leads only before later layers": [places - 1],
+        "that is where least comes back": [int(restored.argmin())],
+    }
+    return told_apart(given, right, mistakes, "by_position.mean[2] is what enters layer 2")
+
+
+@exercise("07/how-much-is-back", number)
+def how_much_is_back(given: float) -> str | None:
+    """A clean run has a logit difference of 7, the corrupted one -3, the corrupted one with a patch 4.5. How much does the
+    patch restore, on the scale on which the corrupted run is 0 and the clean one 1?
+    """
+    clean, corrupted, now = 7.0, -3.0, 4.5
+    mistakes = {
+        "that is what is still missing": (clean - now) / (clean - corrupted),
+        "that is a share of the clean difference: the corrupted run is the 0 of this scale": now / clean,
+        "the corrupted run has a negative difference: subtracting it adds": (now + corrupted) / (clean + corrupted),
+        "that is the change in logits: divide by how far apart the two runs are": now - corrupted,
+    }
+    return compared(given, (now - corrupted) / (clean - corrupted), mistakes, "(patched - corrupted) / (clean - corrupted)")
+
+
+@cache
+def colours() -> tuple[Inputs, Int[Tensor, " batch"], Bool[Tensor, "batch pos"]]:
+    """Return the questions about a colour on 16 scenes, the nouns that answer them, and where the asked objects are."""
+    model = organism("pictoworld-frozen")
+    rows = [(s, q) for s in pictoworld.scenes("held_out", n=16) for q in s.questions if q.kind == "color"]
+    inputs = model.to_inputs([q.text for _, q in rows], images=[scene.image for scene, _ in rows], answer="the")
+    shown = torch.zeros_like(inputs.mask("image"))
+    for row, (scene, question) in enumerate(rows):
+        thing = next(thing for thing in scene.objects if thing.color in question.text.split())
+        shown |= inputs.overlap(torch.from_numpy(thing.mask), row=row) > 0
+    return inputs, torch.tensor([model.to_token(q.answer.split()[1]) for _, q in rows]), shown
+
+
+@exercise("08/most-looked-at", whole)
+def most_looked_at(given: int) -> str | None:
+    """Which position of the stream does the last position of the *first* question attend to most in layer 2, averaged over
+    heads? `seen.pattern` is [layer, batch, head, query, key], and `seen.layers` says which layers these are.
+    """
+    inputs, _, _ = colours()
+    pattern = attention_rows(organism("pictoworld-frozen"), inputs, layers=[1, 2, 3]).pattern[..., 0, :]
+    most = pattern[:, 0].mean(1).argmax(-1).tolist()
+    mistakes = {
+        "that is layer 3: seen begins with layer 1": [most[2]],
+        "that is layer 1": [most[0]],
+        "that is the place within the picture: the stream begins with a start mark": [most[1] - 1],
+        "that is the average over all questions: the first row alone": [int(pattern[1].mean((0, 1)).argmax())],
+    }
+    return told_apart(given, most[1], mistakes, "mean over the head axis, then the argmax over keys")
+
+
+@exercise("08/which-head", pair)
+def finding_head(given: tuple[int, int]) -> str | None:
+    """Which head puts most of the last position's attention on the asked object, over all questions? `every.mass(shown)` is
+    [layer, batch, head, query]; answer with (layer, head).
+    """
+    inputs, _, shown = colours()
+    found = attention_rows(organism("pictoworld-frozen"), inputs)
+    mass = found.mass(shown)[..., 0].mean(1)
+    best = divmod(int(mass.argmax()), mass.shape[1])
+    picture = found.mass("image")[..., 0].mean(1)
+    mistakes = {
+        "that is (head, layer): the layer comes first": [best[::-1]],
+        "nearly: that is the second": [divmod(int(mass.flatten().topk(2).indices[1]), mass.shape[1])],
+        "that head looks most at the picture, not at the object": [divmod(int(picture.argmax()), mass.shape[1])],
+        "one off: layers and heads are counted from 0": [(best[0] + 1, best[1] + 1), (best[0] + 1, best[1])],
+    }
+    return told_apart(given, best, mistakes, "mean over the batch first; divmod takes the flat argmax apart")
+
+
+@exercise("08/three-layers", number)
+def three_layers(given: float) -> str | None:
+    """Is layer 3 a spare for layers 1 and 2? Hide the asked object from the last position in layers 1, 2 and 3 at once: by
+    how many nats does the log-probability of the noun change, on average?
+    """
+    model, (inputs, nouns, shown) = organism("pictoworld-frozen"), colours()
+
+    def said(keys: Bool[Tensor, "batch pos"], layers: list[int]) -> Tensor:
+        if not layers:
+            return model(inputs)
+        return model.run_with_hooks(inputs, fwd_hooks=knock_out(inputs.last(), keys, layers=layers))
+
+    def score(logits: Tensor) -> float:
+        return metrics.log_prob(logits, nouns).mean().item()
+
+    clean, hidden = said(shown, []), said(shown, [1, 2, 3])
+    mistakes = {
+        "that is layers 1 and 2 without layer 3": score(said(shown, [1, 2])) - score(clean),
+        "that is the whole picture: hide `shown` only": score(said(inputs.mask("image"), [1, 2, 3])) - score(clean),
+        "that is the log-probability itself: subtract what it was": score(hidden),
+        "those are layers 0 to 2": score(said(shown, [0, 1, 2])) - score(clean),
+        "that is a mean of probabilities: log-probabilities are asked for": (
+            (metrics.log_prob(hidden, nouns).exp() - metrics.log_prob(clean, nouns).exp()).mean().item()
+        ),
+    }
+    return compared(given, score(hidden) - score(clean), mistakes, "knock_out_effect with window=3, or hooks.knock_out")
