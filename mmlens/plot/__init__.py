@@ -3,6 +3,7 @@
 from mmlens.plot.ablation import ablation_conditions, ablation_curve
 from mmlens.plot.agreement import agreement
 from mmlens.plot.attention import attention_rows
+from mmlens.plot.attention_page import attention_page
 from mmlens.plot.circuit import circuit
 from mmlens.plot.circuit_page import circuit_page
 from mmlens.plot.class_selectivity import class_selectivity
@@ -13,6 +14,7 @@ from mmlens.plot.editing import edit
 from mmlens.plot.evaluation import evaluation, evaluation_matrix
 from mmlens.plot.faithfulness import faithfulness
 from mmlens.plot.geometry import group_geometry, probing_score, telomere_score
+from mmlens.plot.image_lens import image_lens
 from mmlens.plot.knock_out import knock_out_effect
 from mmlens.plot.lens import logit_lens
 from mmlens.plot.lens_entropy import lens_entropy
@@ -30,6 +32,7 @@ __all__ = [
     "ablation_conditions",
     "ablation_curve",
     "agreement",
+    "attention_page",
     "attention_rows",
     "circuit",
     "circuit_page",
@@ -42,6 +45,7 @@ __all__ = [
     "evaluation_matrix",
     "faithfulness",
     "group_geometry",
+    "image_lens",
     "knock_out_effect",
     "lens_entropy",
     "logit_lens",

@@ -16,7 +16,7 @@ A page puts `Stage.html(name)` in its body, `STYLE` in its style, and `SCRIPT` b
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
@@ -44,7 +44,8 @@ WIDE, HIGH, FLOOR, DECIBELS = 1000.0, 170.0, 60.0, 80.0  # a spectrogram: its si
 class View:
     """One picture with the boxes of its positions, or a line of positions that have no place on a picture.
 
-    `cells` are (position of the stream, box): pixels of the original, for a sound those of the spectrogram, for lines none.
+    `cells` are (position of the stream, box): pixels of the original, for a sound those of the spectrogram; `line` are
+    positions without a box, each with its word. `ends` are those that end a row of a grid and hold no piece of the picture.
     `alt` says what is seen, in words.
     """
 
@@ -53,12 +54,13 @@ class View:
     cells: tuple[Cell, ...] = ()
     line: tuple[tuple[int, str], ...] = ()
     image: bytes = b""
-    size: tuple[float, float] = (0.0, 0.0)
+    size: tuple[int | float, int | float] = (0, 0)
     box: Box = (0.0, 0.0, 0.0, 0.0)
     width: int = 0
     seconds: float = 0.0
     highest: float = 0.0
     name: str = ""
+    ends: frozenset[int] = frozenset()
 
     @property
     def positions(self) -> list[int]:
@@ -70,6 +72,8 @@ class View:
         found = {position: f"{self.name} {word}, position {position}" for position, word in self.line}
         for position, (left, top, right, bottom) in self.cells:
             place = f"x {left:.4g} to {right:.4g}, y {top:.4g} to {bottom:.4g}"
+            if position in self.ends:
+                place = f"the end of the row y {top:.4g} to {bottom:.4g}"
             if self.kind == "sound":
                 begin, end = (self.seconds * edge / WIDE for edge in (left, right))
                 place = f"{begin:.3g} to {end:.3g} s"
@@ -181,6 +185,7 @@ def _picture(picture: Image.Image, place: Place, positions: Sequence[int], name:
         yield View("picture", f"{name}, {wide} x {high} pixels", image=image, size=picture.size, box=whole, width=360)
         return
     layers = _layers(place, positions)
+    ends = frozenset(position for n, position in enumerate(positions) if place.box(n) is None)
     for number, cells in enumerate(layers):
         alt = f"{name}, {wide} x {high} pixels, {len(cells)} positions"
         alt += f", {'finest' if not number else 'coarser'} tiles" if len(layers) > 1 else ""
@@ -188,9 +193,8 @@ def _picture(picture: Image.Image, place: Place, positions: Sequence[int], name:
         left, _, right, _ = cells[0][1]
         width = min(max(40 * (box[2] - box[0]) / (right - left), 480), 900)
         width = min(width, 900 * (box[2] - box[0]) / (box[3] - box[1]))
-        yield View(
-            "picture", alt, cells=tuple(cells), image=image, size=picture.size, box=box, width=round(width), name=name
-        )
+        shown = View("picture", alt, tuple(cells), image=image, size=picture.size, box=box, width=round(width))
+        yield replace(shown, name=name, ends=ends)
 
 
 def _video(video: Video, place: Place, positions: Sequence[int], name: str) -> Iterator[View]:
@@ -223,7 +227,7 @@ def _video(video: Video, place: Place, positions: Sequence[int], name: str) -> I
 
 def _sound(sound: Sound, place: Place, positions: Sequence[int], name: str) -> View:
     heard = len(place) * place.step if isinstance(place, Timeline) else 0.0
-    rate = sound.rate or (len(sound.samples) / heard if heard else 16_000)  # its own rate is not said: the model's
+    rate = float(sound.rate or (len(sound.samples) / heard if heard else 16_000))  # its own rate is not said: the model's
     long = len(sound.samples) / rate
     lasts = max(long, heard)
     cells = []

@@ -11,9 +11,10 @@ STYLE = """
 .small image { image-rendering: pixelated; }
 .strip { display: flex; gap: .8rem; overflow-x: auto; } .strip figure { flex: none; }
 .sound .under { filter: invert(1); } @media (prefers-color-scheme: dark) { .sound .under { filter: none; } }
-.axis { pointer-events: none; } .axis text { font: 15px system-ui, sans-serif; fill: var(--soft); } .axis path { stroke: var(--soft); }
+.axis { pointer-events: none; } .axis path { stroke: var(--soft); }
+.axis text { font: 15px system-ui, sans-serif; fill: var(--soft); }
 .axis .hertz { font-size: 13px; fill: var(--ink); paint-order: stroke; stroke: var(--veil); stroke-width: 3px; }
-.faded .under { opacity: .38; }
+.faded .under { opacity: .4; } .painted .picture .under, .painted .frame .under { filter: grayscale(.75); }
 .cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
   vector-effect: non-scaling-stroke; pointer-events: all; }
 .cells .cold { fill: var(--cold); }
@@ -166,8 +167,13 @@ function staged(name, point, choose) {
   return stage;
 }
 
+function fade(stage) {  // the picture stands back behind colours and words
+  stage.root.classList.toggle("faded", stage.root.classList.contains("painted") || Boolean(stage.written));
+}
+
 function paint(stage, values) {
-  stage.root.classList.toggle("faded", values !== null);
+  stage.root.classList.toggle("painted", values !== null);
+  fade(stage);
   stage.cells.forEach((cell, position) => {
     const value = values === null ? undefined : values[position], some = Number.isFinite(value);
     const strong = some ? Math.min(Math.abs(value), 1) : 0, cold = some && value < 0;
@@ -183,7 +189,7 @@ function paint(stage, values) {
 
 function write(stage, words) {
   stage.written = words;
-  if (words !== null) stage.root.classList.add("faded");
+  fade(stage);
   stage.layers.forEach((layer) => layer.querySelectorAll("text").forEach((one) => one.remove()));
   if (words === null) return;
   stage.boxes.forEach(({ x, y, width, height }, position) => {
