@@ -169,9 +169,8 @@ def test_no_set_costs_an_answer(name, measure, report, expectations):
     measured = measure(name, KINDS[name], settings["rate"])
     here = measured.kinds == "word"
     right = (measured.found.scores.numpy()[:, here] > 0).mean(1)
-    report(
-        f"domains: {name}: domain words that stay right, worst set", float(right.min()), float(right.min()), 1.0, here.sum()
-    )
+    worst = float(right.min())
+    report(f"domains: {name}: domain words that stay right, worst set", worst, worst, 1.0, int(here.sum()))
     assert right.min() >= settings["right_at_least"]
 
 
