@@ -103,7 +103,8 @@ function staged(name, point, choose) {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "Escape") stage.choose(null);
       else if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") {
-        const own = [...view.querySelectorAll(".cell")], next = beside(own, event.key);
+        const own = [...view.querySelectorAll(".cell")].sort((a, b) => a.dataset.position - b.dataset.position);
+        const next = beside(own, event.key);
         near = null;
         if (next) stage.choose(Number(next.dataset.position));
       } else return;
@@ -120,8 +121,8 @@ function staged(name, point, choose) {
 
   function beside(own, key) {  // the nearest cell in the arrow's direction; in a line, the one before or behind
     const here = own.indexOf(stage.cells.get(stage.chosen));
-    if (key === "Home" || here < 0) return own[0];
     if (key === "End") return own[own.length - 1];
+    if (key === "Home" || here < 0) return own[0];
     const across = key === "ArrowLeft" || key === "ArrowRight", sign = key === "ArrowLeft" || key === "ArrowUp" ? -1 : 1;
     if (across && !stage.boxes.has(stage.chosen)) return own[here + sign];
     const at = own[here].getBoundingClientRect();
