@@ -4,11 +4,11 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens import metrics
-from mmlens.analysis import activation_patching, attention_rows
+from mmlens.analysis import AttentionRows, activation_patching, attention_rows
 from mmlens.hooks import knock_out
 from mmlens.inputs import Inputs
 from mmlens.organisms import pictoworld
@@ -73,16 +73,23 @@ def which_head(given: tuple[int, int]) -> str | None:
     )
 
 
+@cache
+def position_by_position() -> tuple[Inputs, Float[Tensor, " pos"]]:
+    """Return the notebook's one pair, its clean half, and what each position of it restores before layer 2."""
+    one = [answered()[1]]
+    clean: Inputs = paired(one)["clean"]
+    places = torch.arange(clean.tokens.shape[1])
+    sites = {str(place): places[None] == place for place in places.tolist()}
+    return clean, patched(one, sites=sites, layers=[2]).mean[0]
+
+
 @exercise("07/which-position", whole)
 def which_position(given: int) -> str | None:
     """Which *position of the stream* restores most for the one pair if it is patched before layer 2? `by_position.mean` is
     [layer, position].
     """
-    one = [answered()[1]]
-    clean: Inputs = paired(one)["clean"]
-    places = clean.tokens.shape[1]
-    sites = {str(place): torch.arange(places)[None] == place for place in range(places)}
-    restored = patched(one, sites=sites, layers=[2]).mean[0]
+    clean, restored = position_by_position()
+    places = len(restored)
     right, start = int(restored.argmax()), int(clean.mask("image")[0].nonzero()[0])
     mistakes = {
         "that is the place within the picture: the stream begins with a start mark": [right - start],
@@ -120,13 +127,18 @@ def colours() -> tuple[Inputs, Int[Tensor, " batch"], Bool[Tensor, "batch pos"]]
     return inputs, torch.tensor([model.to_token(q.answer.split()[1]) for _, q in rows]), shown
 
 
+@cache
+def looks() -> AttentionRows:
+    """Return where the last position of each of these questions looks, in every layer."""
+    return attention_rows(organism("pictoworld-frozen"), colours()[0])
+
+
 @exercise("08/most-looked-at", whole)
 def most_looked_at(given: int) -> str | None:
     """Which position of the stream does the last position of the *first* question attend to most in layer 2, averaged over
     heads? `seen.pattern` is [layer, batch, head, query, key], and `seen.layers` says which layers these are.
     """
-    inputs, _, _ = colours()
-    pattern = attention_rows(organism("pictoworld-frozen"), inputs, layers=[1, 2, 3]).pattern[..., 0, :]
+    pattern = looks().pattern[1:4, :, :, 0]
     most = pattern[:, 0].mean(1).argmax(-1).tolist()
     mistakes = {
         "that is layer 3: seen begins with layer 1": [most[2]],
@@ -142,11 +154,9 @@ def finding_head(given: tuple[int, int]) -> str | None:
     """Which head puts most of the last position's attention on the asked object, over all questions? `every.mass(shown)` is
     [layer, batch, head, query]; answer with (layer, head).
     """
-    inputs, _, shown = colours()
-    found = attention_rows(organism("pictoworld-frozen"), inputs)
-    mass = found.mass(shown)[..., 0].mean(1)
+    mass = looks().mass(colours()[2])[..., 0].mean(1)
     best = divmod(int(mass.argmax()), mass.shape[1])
-    picture = found.mass("image")[..., 0].mean(1)
+    picture = looks().mass("image")[..., 0].mean(1)
     mistakes = {
         "that is (head, layer): the layer comes first": [best[::-1]],
         "nearly: that is the second": [divmod(int(mass.flatten().topk(2).indices[1]), mass.shape[1])],
@@ -156,29 +166,27 @@ def finding_head(given: tuple[int, int]) -> str | None:
     return told_apart(given, best, mistakes, "mean over the batch first; divmod takes the flat argmax apart")
 
 
+@cache
+def hidden(what: str, *layers: int) -> Float[Tensor, " batch"]:
+    """Return the log-probabilities of the nouns with something hidden from the last position in these layers."""
+    inputs, nouns, shown = colours()
+    keys = {"object": shown, "picture": inputs.mask("image")}[what]
+    off = knock_out(inputs.last(), keys, layers=layers) if layers else []
+    return metrics.log_prob(organism("pictoworld-frozen").run_with_hooks(inputs, fwd_hooks=off), nouns)
+
+
 @exercise("08/three-layers", number)
 def three_layers(given: float) -> str | None:
     """Is layer 3 a spare for layers 1 and 2? Hide the asked object from the last position in layers 1, 2 and 3 at once: by
     how many nats does the log-probability of the noun change, on average?
     """
-    model, (inputs, nouns, shown) = organism("pictoworld-frozen"), colours()
-
-    def said(keys: Bool[Tensor, "batch pos"], layers: list[int]) -> Tensor:
-        if not layers:
-            return model(inputs)
-        return model.run_with_hooks(inputs, fwd_hooks=knock_out(inputs.last(), keys, layers=layers))
-
-    def score(logits: Tensor) -> float:
-        return metrics.log_prob(logits, nouns).mean().item()
-
-    clean, hidden = said(shown, []), said(shown, [1, 2, 3])
-    mistakes = {
-        "that is layers 1 and 2 without layer 3": score(said(shown, [1, 2])) - score(clean),
-        "that is the whole picture: hide `shown` only": score(said(inputs.mask("image"), [1, 2, 3])) - score(clean),
-        "that is the log-probability itself: subtract what it was": score(hidden),
-        "those are layers 0 to 2": score(said(shown, [0, 1, 2])) - score(clean),
-        "that is a mean of probabilities: log-probabilities are asked for": (
-            (metrics.log_prob(hidden, nouns).exp() - metrics.log_prob(clean, nouns).exp()).mean().item()
-        ),
+    clean, without = hidden("object"), hidden("object", 1, 2, 3)
+    differ = {
+        "that is layers 1 and 2 without layer 3": hidden("object", 1, 2) - clean,
+        "that is the whole picture: hide `shown` only": hidden("picture", 1, 2, 3) - clean,
+        "those are layers 0 to 2": hidden("object", 0, 1, 2) - clean,
+        "that is a mean of probabilities: log-probabilities are asked for": without.exp() - clean.exp(),
     }
-    return compared(given, score(hidden) - score(clean), mistakes, "knock_out_effect with window=3, or hooks.knock_out")
+    mistakes = {hint: change.mean().item() for hint, change in differ.items()}
+    right = (without - clean).mean().item()
+    return compared(given, right, mistakes, "knock_out_effect with window=3, or hooks.knock_out")
