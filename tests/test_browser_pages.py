@@ -113,7 +113,7 @@ def test_a_position_tells_its_words_and_the_layer_changes_them(lens_page, model,
     assert lens_page.ask("document.getElementById('told').value") == "layer 1"
 
 
-def test_arrow_keys_move_over_a_picture_and_along_the_words(lens_page, inputs):
+def test_arrow_keys_move_over_a_picture_and_along_the_words(lens_page, model, inputs, lens):
     first = int(inputs.mask("image:0")[0].nonzero()[0])
     lens_page.ask("document.querySelector('#stage [role=listbox]').focus()")
     lens_page.press("ArrowRight")
@@ -122,7 +122,9 @@ def test_arrow_keys_move_over_a_picture_and_along_the_words(lens_page, inputs):
     assert f"position {first + 17}" in lens_page.ask(PANEL)
     chosen = f"stage-at-{first + 17}"
     assert lens_page.ask("document.activeElement.getAttribute('aria-activedescendant')") == chosen
-    assert "image:0" in lens_page.ask(f"document.getElementById('{chosen}').getAttribute('aria-label')")
+    said = lens_page.ask(f"document.getElementById('{chosen}').getAttribute('aria-label')")
+    word = words_of(model, lens.tokens[-1, 0, first + 17, :1])[0]
+    assert said.startswith("image:0, x ") and said.endswith(f"position {first + 17}: {word}")
     lens_page.press("ArrowUp", "ArrowLeft", "ArrowLeft")
     assert f"position {first + 8}" in lens_page.ask(PANEL)
     lens_page.press("Escape")
@@ -207,6 +209,8 @@ def test_sinks_are_crossed_and_left_out_of_the_colours_where_asked(attention, in
     assert "sinks (crossed) left out" in attention.ask(LEGEND)
     attention.click(CELLS, at(attention, sinks[1]))
     assert attention.ask("document.getElementById('here').innerText").endswith(", a sink")
+    said = attention.ask(f"document.getElementById('stage-at-{sinks[1]}').getAttribute('aria-label')")
+    assert said.endswith(", a sink") and "%" in said
 
 
 @pytest.mark.parametrize("family", ["llava-next-clip-mistral", "qwen2-audio", "qwen2-vl", "instructblip-llama"])

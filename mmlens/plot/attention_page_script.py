@@ -53,6 +53,7 @@ SCRIPT = r"""
     const out = without !== null && without.checked, scaled = data.media.length ? data.media : [...values.keys()];
     const most = Math.max(1e-12, ...scaled.filter((n) => !(out && marked.has(n))).map((n) => values[n]));
     paint(stage, values.map((x, n) => out && marked.has(n) ? 0 : x / most));
+    say(stage, values.map((x, n) => percent(x) + (marked.has(n) ? ", a sink" : "")));
     mark(stage, "crossed", [...marked]);
     mark(stage, "ringed", [data.queries[q].position]);
     $("legend").textContent = `${name()}: the full colour is ${percent(most)} on one position`

@@ -72,7 +72,9 @@ SCRIPT = r"""
       legend.textContent = { top: `${named(layer)}: colour is the top word's probability, full at 100 %`, none: named(layer),
         entropy: `${named(layer)}: colour is the entropy of the prediction, full at ${highest.toFixed(1)} nats` }[how];
     }
-    write(stage, written.checked ? each((l, n) => data.words[tokens[at(l, n) * k]]) : null);
+    const words = each((l, n) => data.words[tokens[at(l, n) * k]]);
+    write(stage, written.checked ? words : null);
+    say(stage, word ? each((l, n) => `${word.text} ${percent(reads(l, n))}`) : words);
     bars();
     chips();
     tell();

@@ -8,6 +8,7 @@ A page puts `Stage.html(name)` in its body, `STYLE` in its style, and `SCRIPT` b
 - `paint(stage, values)`: colours positions, `values[position]` from -1 (cold) to 1 (hot); what has none stays as it is, and
   null takes all colour off.
 - `write(stage, words)`: writes `words[position]` on the boxes of media, where there is room.
+- `say(stage, words)`: what a screen reader says of a position behind where it lies, `words[position]`.
 - `mark(stage, name, positions)`: gives these positions the class `name`, and takes it from all others ("crossed", "ringed").
 - `stage.about[position]`: where it lies, in words; `make(tag, text, class)`, `percent(x)`, `numbers(text, bits)`: an
   element, a share in words, and the numbers that `packed` has packed.
@@ -357,7 +358,7 @@ def _axis(view: View) -> str:
     for n in range(int(view.seconds / step + 1e-9) + 1):
         x = WIDE * n * step / view.seconds
         anchor = "start" if not n else "end" if x > WIDE - 20 else "middle"
-        parts.append(f'<path d="M{x:.1f} {HIGH}v5"/><text x="{x:.1f}" y="{HIGH + 21}" text-anchor="{anchor}">')
+        parts.append(f'<path d="M{x:.1f} {HIGH}v5"/><text x="{max(x, 3):.1f}" y="{HIGH + 21}" text-anchor="{anchor}">')
         parts.append(f"{n * step:g} s</text>")
     low = min(FLOOR, view.highest / 2)
     for hertz in (100, 1000, 4000, 10_000):

@@ -14,7 +14,8 @@ STYLE = """
 .axis { pointer-events: none; } .axis path { stroke: var(--soft); }
 .axis text { font: 15px system-ui, sans-serif; fill: var(--soft); }
 .axis .hertz { font-size: 13px; fill: var(--ink); paint-order: stroke; stroke: var(--veil); stroke-width: 3px; }
-.faded .under { opacity: .4; } .painted .picture .under, .painted .frame .under { filter: grayscale(.75); }
+.faded .under { opacity: .4; } @media (prefers-color-scheme: dark) { .faded .under { opacity: .55; } }
+.painted .picture .under, .painted .frame .under { filter: grayscale(.75); }
 .cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
   vector-effect: non-scaling-stroke; pointer-events: all; }
 .cells .cold { fill: var(--cold); }
@@ -197,8 +198,9 @@ function write(stage, words) {
     const word = words[position], layer = stage.layers.get(position), svg = layer.ownerSVGElement;
     if (!word) return;
     const tall = height > 2.2 * width, along = tall ? height : width, high = tall ? width : height;
-    const shown = word.length > 8 ? word.slice(0, 7) + "…" : word;
     const pixel = svg.viewBox.baseVal.width / Number(svg.getAttribute("width"));
+    const room = Math.min(Math.max(Math.floor(along / (4.9 * pixel)), 4), 14);  // letters that can be read
+    const shown = word.length > room ? word.slice(0, room - 1) + "…" : word;
     const size = Math.min(0.72 * high, along / (0.66 * Math.max(shown.length, 5)), 15 * pixel);
     if (size < 4.5 * pixel) return;  // too small to read
     const text = document.createElementNS("http://www.w3.org/2000/svg", "text"), [cx, cy] = [x + width / 2, y + height / 2];
@@ -209,6 +211,13 @@ function write(stage, words) {
     if (tall) text.setAttribute("transform", `rotate(-90 ${cx} ${cy})`);
     text.textContent = shown;
     layer.append(text);
+  });
+}
+
+function say(stage, words) {
+  stage.cells.forEach((cell, position) => {
+    const word = words[position];
+    cell.setAttribute("aria-label", stage.about[position] + (word ? `: ${word}` : ""));
   });
 }
 
