@@ -1,4 +1,4 @@
-"""One function per result; each returns a matplotlib figure and shows nothing."""
+"""One function per result; each returns a matplotlib figure, or a page, and shows nothing."""
 
 from mmlens.plot.ablation import ablation_conditions, ablation_curve
 from mmlens.plot.agreement import agreement
@@ -6,6 +6,7 @@ from mmlens.plot.attention import attention_rows
 from mmlens.plot.attention_page import attention_page
 from mmlens.plot.circuit import circuit
 from mmlens.plot.circuit_page import circuit_page
+from mmlens.plot.circuits_vis import attention_patterns, tokens, top_k_tokens
 from mmlens.plot.class_selectivity import class_selectivity
 from mmlens.plot.concept_overlap import concept_overlap
 from mmlens.plot.convergence import convergence
@@ -20,6 +21,7 @@ from mmlens.plot.lens import logit_lens
 from mmlens.plot.lens_entropy import lens_entropy
 from mmlens.plot.media_geometry import media_geometry
 from mmlens.plot.nearest_tokens import nearest_tokens
+from mmlens.plot.neuron_card import neuron_card
 from mmlens.plot.neurons import neurons
 from mmlens.plot.patching import patching, patching_on_picture
 from mmlens.plot.positions import positions
@@ -33,6 +35,7 @@ __all__ = [
     "ablation_curve",
     "agreement",
     "attention_page",
+    "attention_patterns",
     "attention_rows",
     "circuit",
     "circuit_page",
@@ -51,6 +54,7 @@ __all__ = [
     "logit_lens",
     "media_geometry",
     "nearest_tokens",
+    "neuron_card",
     "neurons",
     "overlaps",
     "patching",
@@ -63,4 +67,6 @@ __all__ = [
     "stream_change",
     "strongest",
     "telomere_score",
+    "tokens",
+    "top_k_tokens",
 ]

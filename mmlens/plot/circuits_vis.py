@@ -45,7 +45,7 @@ for (const kind of [HTMLCanvasElement, window.OffscreenCanvas]) {  // browsers g
 
 SCRIPT = r"""
 const { log, warn } = console;
-for (const [number, view] of JSON.parse(document.getElementById("data").textContent).entries()) {
+for (const [number, view] of JSON.parse(document.getElementById("data").textContent).views.entries()) {
   const root = document.getElementById(`view-${number}`), select = document.getElementById(`choice-${number}`);
   const show = () => {  // in an element of its own: a view keeps what was chosen in it, which another may not have
     const inner = document.createElement("div");
@@ -205,7 +205,7 @@ def _page(*views: View, height: int) -> Views:
         parts.append(
             f'<div class="circuitsvis" id="view-{number}" role="group" aria-label="{escape(spelled(view.title))}"></div>'
         )
-    data: Any = [{"component": view.component, "props": view.props, "choices": view.choices} for view in views]
+    data = {"views": [{"component": view.component, "props": view.props, "choices": view.choices} for view in views]}
     title = spelled(views[0].title)
     html = document(title, "\n".join(parts), style=STYLE, script=f"{BEFORE}{_bundle()}\n{SCRIPT}", data=data)
     return Views(html=html, height=height, views=views)
