@@ -1,6 +1,7 @@
 """The tour's page is whole, offline and true: its numbers equal a recomputation, whatever model and picture it is about."""
 
 import base64
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -9,14 +10,27 @@ from PIL import Image
 from support import picture
 
 from mmlens import HookedMLLM
-from mmlens.analysis import AblationCurve, Attribution
+from mmlens.analysis import AblationCurve, Attribution, Circuit, Convergence, Edit, Faithfulness
+from mmlens.evaluation import Evaluation
 from mmlens.hooks import ablate
 from mmlens.organisms import pictoworld
 from mmlens.targets import answer_word, continued, first_token
 from mmlens.testing import tiny
-from mmlens.tour import Rate, SwitchedOff, numbers_to_try, tour
+from mmlens.tour import Edited, Rate, SwitchedOff, case_of, circuits, edits, numbers_to_try, tour
 
 VOID = {"meta", "img", "br"}
+HEADINGS = (
+    "What does the model see?",
+    "What do the image positions already read as?",
+    "depend on?",
+    "of them carry",
+    "write without them?",
+    "become the answer?",
+    "the last position become",
+    "Along which edges",
+    "Do these edges alone",
+    "Can the answer be edited?",
+)
 
 
 class Page(HTMLParser):
@@ -58,7 +72,7 @@ def read(path):
 
 def whole(page):
     """Return whether all figures are there; two runs that don't differ have no patching to draw, and the page says so."""
-    return len(page.images) == (5 if "nothing to restore" in page.text else 6)
+    return len(page.images) == (6 if "nothing to restore" in page.text else 7)
 
 
 def small_model(tmp_path, family="llava-siglip-qwen2", **changes):
@@ -78,7 +92,7 @@ def found(organism, tmp_path_factory):
 def test_the_page_stands_alone_and_says_what_was_found(found):
     page = read(found.path)
     assert found.sentence in page.text and found.beside in page.text
-    assert len(page.images) == 6  # the picture and one figure per section but the last
+    assert len(page.images) == 10  # the picture and one figure per section but that on other answers
     for part in ("weights", "versions", "seed", "command"):
         assert part in page.text
 
@@ -116,11 +130,104 @@ def test_the_rate_counts_other_scenes_than_the_one_shown(organism, found):
     assert f"changes in {int(rate.own.sum())} without" in found.beside
 
 
+def test_the_way_leads_from_the_picture_through_neurons_and_edges_to_an_edit(found):
+    page = read(found.path)
+    places = [page.text.index(heading) for heading in HEADINGS]
+    assert places == sorted(places) and "left out here" not in page.text.lower()
+
+
+def test_what_is_said_of_the_last_position_is_in_its_curves(organism, found):
+    result = Convergence.load(found.path.parent / "results/convergence", model=organism)
+    switched = SwitchedOff.load(found.path.parent / "results/switched_off", model=organism)
+    cosine, kl = result.cosine[:, 0], result.clean.kl[:, 0]
+    assert len(result.random) == 3 and len(result.provenance.parameters["neurons"]) == switched.tried[-1]
+    near = min(layer for layer in range(len(cosine)) if bool((cosine[layer:] >= 0.5).all()))
+    read_as = min(layer for layer in range(len(kl)) if bool((kl[layer:] <= kl[0] / 10).all()))
+    text = read(found.path).text
+    assert f"from the start of layer {near} on (cosine {cosine[near]:.2f}; {cosine[0]:.2f}" in text
+    assert f"from the start of layer {read_as} on ({kl[read_as]:.2f} nats; {kl[0]:.2f} at first)" in text
+    image = result.clean.mass[0, :, 0]
+    assert f"in layer {int(image.argmax())}: {float(image.max()):.0%} of its attention" in text
+    change = result.difference("cosine")[:, 0]
+    at = int(change.abs().argmax())
+    drawn = [
+        f"{round(float(one(result.random_difference('cosine')[:, at])), 2) + 0.0:+.2f}" for one in (torch.min, torch.max)
+    ]
+    assert f"at the start of layer {at}, by {change[at]:+.2f}; " in text
+    assert f"by {drawn[0]} to {drawn[1]} (3 draws)" in text
+
+
+def test_the_circuit_carries_the_answer_on_pairs_that_it_was_not_found_on(organism, found):
+    result = Circuit.load(found.path.parent / "results/circuit", model=organism)
+    tried = Faithfulness.load(found.path.parent / "results/faithfulness", model=organism)
+    assert result.scores.shape[-1] == tried.alone.shape[-1] == 10 and result.method == "eap-ig"
+    assert not set(result.provenance.inputs) & set(tried.provenance.inputs)
+    text = read(found.path).text
+    clean, corrupted = result.clean_metric.mean(), result.corrupted_metric.mean()
+    entering = {
+        site: round(float(result.scores[number].sum(0).mean()), 1) + 0.0 for number, site in enumerate(result.graph.sites)
+    }
+    assert f"is {clean:.1f} for the first picture and {corrupted:.1f} for the changed one" in text
+    assert f"{entering['object']:.1f} enter at the object and {entering['other image']:.1f} elsewhere" in text
+    assert f"the {len(result.top(40))} on whole ways" in text and "object → L" in text
+    alone, random = tried.alone.mean(1), tried.controls["random"].mean((0, 2))
+    assert bool((alone > random + 0.2).all()) and bool((alone[1:] > alone[:-1]).all())
+    for values in (alone, random, tried.without.mean(1)):
+        first, second, third = (f"{round(float(value), 2) + 0.0:.2f}" for value in values)
+        assert f"{first}, {second} and {third}" in text
+
+
+def test_the_edit_changes_the_answer_and_is_undone_bit_by_bit(organism, found):
+    folder = found.path.parent / "results"
+    edit, random = (Edit.load(folder / name, model=organism) for name in ("edit", "edit_random"))
+    edited, tried = Edited.load(folder / "edited", model=organism), Evaluation.load(folder / "edit_tried", model=organism)
+    pair = pictoworld.pairs(n=1)[0]
+    inputs = organism.to_inputs(
+        f"which object is {pair.clean.objects[pair.index].color} ? answer :", images=pair.clean.image
+    )
+    assert inputs.digest() not in edit.provenance.inputs and random.steps == edit.steps
+    assert edit.words == (pair.clean.objects[pair.index].noun, pair.corrupted.objects[pair.index].noun)
+    answers = [organism.generate(inputs, fwd_hooks=one.hooks(organism)).text[0] for one in (edit, random)]
+    assert [edited.edited, edited.random] == answers and edited.written == edited.edited == f"the {edit.words[1]}"
+    assert edited.undone == edited.answer == found.answer and edited.changed[0] > 0 == edited.changed[1]
+    text = read(found.path).text
+    assert f'from "{edited.answer}" into "{edited.edited}" (as many steps on random neurons: "{edited.random}")' in text
+    assert f"on 6 other scenes in {edit.steps} steps" in text and "bit by bit as they were" in text
+    assert f"changes {edited.changed[0]} of {len(list(organism.hf_model.parameters()))} tensors" in text
+    follow, stay = (tried.scores[0] == value for value in (0, 1))
+    counts = {
+        arm: [int(row[group].sum()) for group in (follow, stay)] for arm, row in zip(tried.arms, tried.scores, strict=True)
+    }
+    assert f'{counts["edit"][0]} of {int(follow.sum())} other answers with "{edit.words[0]}" follow' in text
+    assert f"of {int(stay.sum())} answers without it {counts['edit'][1]} stay" in text
+    assert f"(random neurons: {counts['random'][0]})" in text and f"(random neurons: {counts['random'][1]})" in text
+
+
+def test_what_did_not_work_is_said(organism, found):
+    folder = found.path.parent / "results"
+    edit, edited = Edit.load(folder / "edit", model=organism), Edited.load(folder / "edited", model=organism)
+    said = edits.sentence(replace(edit, reached=False), replace(edited, edited=edited.answer))
+    assert "it did not work here" in said and "not enough" in said
+    assert "2 are not what they were" in edits.back(replace(edited, changed=(4, 2)))
+    nothing = Circuit.load(folder / "circuit", model=organism).top(0)
+    assert "hold no whole way" in circuits.sentence(nothing, nothing)
+    tried = Faithfulness.load(folder / "faithfulness", model=organism)
+    assert "none of them keeps four fifths" in circuits.tried_sentence(replace(tried, alone=tried.alone / 9))
+
+
+def test_a_word_that_is_not_the_objects_noun_has_no_pair(organism):
+    case = case_of(organism, None, None, 0)
+    assert case.pair is not None
+    noun = case.pair.clean.objects[case.pair.index].noun
+    assert case.pair_of(noun) is case.pair and case.pair_of("the") is None
+
+
 def test_a_question_about_an_object_of_the_scene_finds_its_mask(organism, tmp_path):
     question = next(q for q in pictoworld.scenes(n=1)[0].questions if q.kind == "place")
     result = tour(organism, tmp_path, question=question.text, scenes=0, draws=1)
     assert result.answer == question.answer
-    assert "IoU" in read(result.path).text
+    text = read(result.path).text
+    assert "IoU" in text and "Left out here" in text and "be edited" not in text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +241,9 @@ def test_a_question_about_an_object_of_the_scene_finds_its_mask(organism, tmp_pa
 )
 def test_any_model_and_any_picture_make_a_page(tmp_path, family, image, changes):
     result = tour(small_model(tmp_path, family, **changes), tmp_path / "out", image=image, draws=2)
-    assert "no rate" in result.beside.lower() and whole(read(result.path))
+    page = read(result.path)
+    assert "no rate" in result.beside.lower() and whole(page)
+    assert "the last position become" in page.text and "Left out here" in page.text
 
 
 def test_what_was_asked_is_text_and_no_markup(tmp_path):

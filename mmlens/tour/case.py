@@ -20,7 +20,8 @@ class Case:
     """A picture and a question, and what they are compared with.
 
     `other` lines up with the picture position by position; `other_name` says what it is. `mask` is true at the object that
-    the question is about and `changed` wherever picture and `other` differ about it; both None where nobody knows.
+    the question is about and `changed` wherever picture and `other` differ about it; both None where nobody knows. `pair`
+    is the scenes of picture and `other`, where both are Pictoworld's.
     """
 
     image: Image.Image
@@ -32,10 +33,16 @@ class Case:
     changed: Bool[Tensor, "height width"] | None
     source: str
     scene: pictoworld.Scene | None
+    pair: pictoworld.Pair | None = None
 
     def inputs(self, model: HookedMLLM, *, other: bool = False) -> Inputs:
         """Return the question about the picture (or about the other one) as the model reads it."""
         return model.to_inputs(self.prompt, images=self.other if other else self.image, chat=self.chat)
+
+    def pair_of(self, word: str) -> pictoworld.Pair | None:
+        """Return the pair of scenes, where there is one and the word is the noun of the object in which they differ."""
+        pair = self.pair
+        return pair if pair is not None and pair.clean.objects[pair.index].noun == word else None
 
 
 def case_of(model: HookedMLLM, image: Image.Image | None, question: str | None, seed: int) -> Case:
@@ -48,7 +55,7 @@ def case_of(model: HookedMLLM, image: Image.Image | None, question: str | None, 
         raise ValueError("a question holds at least one word, got an empty one: leave --question out for the default one")
     if image is not None:
         return _grey(model, _shrunk(image), question or _default(model), None, "the picture given")
-    pair = next(p for p in pictoworld.pairs(n=PAIRS, seed=seed) if _alone(p))
+    pair = distinct_pairs(seed)[0]
     thing, changed = pair.clean.objects[pair.index], pair.corrupted.objects[pair.index]
     source = f"held-out Pictoworld scene {pair.clean.seed[2]} of seed {seed}"
     if question is not None:
@@ -66,7 +73,13 @@ def case_of(model: HookedMLLM, image: Image.Image | None, question: str | None, 
         changed=mask | theirs,
         source=source,
         scene=pair.clean,
+        pair=pair,
     )
+
+
+def distinct_pairs(seed: int) -> list[pictoworld.Pair]:
+    """Return the held-out pairs of `seed` in which the changed object has a colour of its own, the tour's pair first."""
+    return [pair for pair in pictoworld.pairs(n=PAIRS, seed=seed) if _alone(pair)]
 
 
 def is_organism(model: HookedMLLM) -> bool:

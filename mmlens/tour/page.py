@@ -11,10 +11,12 @@ from PIL import Image
 from mmlens.plot.canvas import png
 from mmlens.plot.html import document, encoded, img
 
-BUDGET = 400_000  # bytes of one figure: six of them, in base64, stay below 3 MB
+BUDGET = 1_800_000  # bytes of all figures: in base64, with the picture, they stay below 3 MB
 STYLE = """
 body { max-width: 62rem; }
+body { counter-reset: step; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .4rem; }
+section h2::before { counter-increment: step; content: counter(step) ". "; color: var(--soft); }
 figcaption, footer { color: var(--soft); font-size: .9rem; }
 .main { border-left: 5px solid var(--mark); padding: .2rem 0 .2rem 1rem; font-size: 1.25rem; }
 .asked { display: flex; gap: 1.2rem; align-items: center; } .asked img { width: 9rem; max-height: 12rem; object-fit: contain;
@@ -50,21 +52,25 @@ def page(
 ) -> str:
     """Return the whole HTML page: what was asked, the main sentence with its rate beside it, the sections, provenance."""
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in provenance.items())
+    drawn = [None if section.figure is None else png(section.figure) for section in sections]
+    sizes = [len(data) for data in drawn if data is not None]
+    most = max(sizes, default=0) if sum(sizes) <= BUDGET else BUDGET // len(sizes)
     body = f"""<h1>{escape(title)}</h1>
 <div class="asked">{img(_picture(picture), "The picture that the question is about")}
 <p><span class="soft">asked</span> {escape(asked)}<br>
 <span class="soft">answered</span> <b>{escape(answer) or "(nothing)"}</b></p></div>
 <p class="main">{escape(sentence)}</p><p>{escape(beside)}</p>
-{"".join(_section(section) for section in sections)}
+{"".join(_section(section, data, most) for section, data in zip(sections, drawn, strict=True))}
 <footer><h2>Where this came from</h2><dl>{listed}</dl></footer>"""
     return document(title, body, style=STYLE)
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, data: bytes | None, most: int) -> str:
     drawn = ""
-    if section.figure is not None:
+    if section.figure is not None and data is not None:
         reading = f"<figcaption>{escape(section.reading)}</figcaption>" if section.reading else ""
-        drawn = f"<figure>{img(_small(section.figure), section.alt, width=_width(section.figure))}{reading}</figure>"
+        shown = img(_small(section.figure, data, most), section.alt, width=_width(section.figure))
+        drawn = f"<figure>{shown}{reading}</figure>"
     head = f"<h2>{escape(section.heading)}</h2><p>{escape(section.sentence)}</p>"
     return f"<section>{head}{drawn}{_table(section.table)}</section>"
 
@@ -82,11 +88,10 @@ def _width(figure: Figure) -> int:
     return round(96 * figure.get_size_inches()[0])
 
 
-def _small(figure: Figure) -> bytes:
-    """Return the figure as a PNG within the budget: fewer colours, then fewer pixels, where it needs more."""
-    data = png(figure)
+def _small(figure: Figure, data: bytes, most: int) -> bytes:
+    """Return the figure as a PNG of at most so many bytes: fewer colours, then fewer pixels, where it needs more."""
     for dpi, colors in ((120, 256), (90, 256), (70, 64), (50, 32)):
-        if len(data) <= BUDGET:
+        if len(data) <= most:
             break
         with Image.open(BytesIO(png(figure, dpi=dpi))) as drawn:
             data = encoded(drawn.convert("RGB").quantize(colors, dither=Image.Dither.NONE))
