@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmlens import hooks, metrics, teaching, top_k
-from mmlens.analysis import activation_patching, attention_rows, decode, knock_out_effect, logit_contribution
+from mmlens.analysis import (
+    activation_patching,
+    attention_rows,
+    decode,
+    knock_out_effect,
+    logit_contribution,
+    receptive_field,
+)
 from mmlens.data import Example
 from mmlens.evaluation import evaluate
 from mmlens.neurons import Neurons
@@ -60,8 +67,10 @@ def left_half():
 
 
 def half_a_second():
-    untrained, time = variables("02", "untrained", "time")
-    inputs = untrained("qwen2-audio").to_inputs("what ?", audio=(np.sin(time).astype(np.float32), 16_000))
+    (untrained,) = variables("02", "untrained")
+    model = untrained("qwen2-audio")
+    samples = np.zeros(int(0.6 * model.processor.feature_extractor.sampling_rate), np.float32)
+    inputs = model.to_inputs("what is that ?", audio=samples)
     place = int(0.5 // inputs.grids[0][0].step)
     right = int(inputs.mask("audio")[0].nonzero()[place])
     return right, {place: "within the sound", right + 1: "one off"}
@@ -90,7 +99,13 @@ def blind():
 
 @cache
 def star():
-    return variables("04", "model", "top", "sign", "field", "star", "whole", "targets")
+    model, captioned, neurons_of = variables("04", "model", "captioned", "neurons_of")
+    scene = pictoworld.scenes("held_out", n=24, seed=11)[15]  # the notebook has captions of the others, too
+    prompt, whole, targets, _ = captioned(scene)
+    top, fired = neurons_of(prompt, whole, targets)
+    sign = fired[top.layer, top.unit]
+    mask = torch.from_numpy(next(thing.mask for thing in scene.objects if thing.noun == "star"))
+    return model, top, sign, receptive_field(model, prompt, top, sign=sign), mask, whole, targets
 
 
 def names_star(signed):
