@@ -31,11 +31,13 @@ ORGANISMS = ("pictoworld-frozen",)  # the tuned one is of the same shape, and Pi
 ALIKE = (  # each has a sister in the test command, whose mechanisms are its own: `-m slow` runs these
     "idefics3",
     "internvl-normed-qwen2",
+    "llava-next-clip-mistral",
     "llava-siglip-qwen2",
     "paligemma",
     "prefix-llama",
     "prefix-opt",
     "qwen2-vl",
+    "qwen2.5-vl",
 )
 OWN_WAYS = (  # each family here does something in a way of its own; what is dear is asked of these in the test command
     "blip2-opt",
@@ -50,10 +52,14 @@ OWN_WAYS = (  # each family here does something in a way of its own; what is dea
 
 
 def pytest_collection_modifyitems(items):
-    """Leave tests that are `dear` to `-m slow` for families that differ from others in nothing that they look at."""
+    """Leave tests that are `dear` to `-m slow` for families that differ from others in nothing that they look at.
+
+    `dear("gemma3", "qwen3-vl")` is so dear that only these are asked in the test command.
+    """
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("folder")
-        if family is not None and item.get_closest_marker("dear") and family not in OWN_WAYS:
+        dear = item.get_closest_marker("dear")
+        if family is not None and dear is not None and family not in (dear.args or OWN_WAYS):
             item.add_marker(pytest.mark.slow)
 
 

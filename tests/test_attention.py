@@ -66,6 +66,7 @@ def test_a_pattern_row_sums_to_one_and_sees_neither_the_future_nor_padding(model
     [("one", ()), ("mixed", ()), ("mixed", ("blocks.*.attn.hook_pattern", "blocks.*.mlp.hook_post"))],
     ids=["one", "padded", "padded, with other hooks"],
 )
+@pytest.mark.dear
 @torch.no_grad()
 def test_editing_a_pattern_or_scores_equals_the_same_edit_of_a_reference_attention(model, reference, batches, kind, beside):
     inputs, real = batches[kind], batches[kind].mask("all")

@@ -70,6 +70,7 @@ def test_a_mistake_is_told_in_one_line(somewhere, case):
     assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
 
 
+@pytest.mark.slow
 def test_a_tour_prints_its_sentence_and_where_its_page_lies(somewhere, small_folder):
     result = run("tour", "--model", str(small_folder), "--image", "whole.jpg", "--out", "deep/er")
     assert result.exit_code == 0 and not result.stderr

@@ -77,6 +77,7 @@ def test_a_promise_that_is_broken_is_a_failure(forgetful, small_folder):
     assert set(forgetful) <= set(found.failures)
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_a_promise_is_broken(forgetful, small_folder):
     result = CliRunner().invoke(app, ["doctor", str(small_folder), "--layers", "1", "--device", "cpu"])
     assert result.exit_code == 1 and forgetful[0] in result.stderr and result.stderr.startswith("mmlens: ")
@@ -103,6 +104,7 @@ def test_an_edit_that_is_taken_off_again_is_no_edit(small):
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_line_for_like_points_and_writes_json(small_folder, tmp_path):
     out = tmp_path / "found.json"
     result = CliRunner().invoke(app, ["doctor", str(small_folder), "--json", str(out), "--layers", "0,2", "--device", "cpu"])

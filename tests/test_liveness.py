@@ -31,7 +31,7 @@ def at_the_ends(model):
     return [name for name in model.hook_names if name.partition("blocks.")[2].partition(".")[0] not in middle]
 
 
-@pytest.mark.dear
+@pytest.mark.dear("blip2-opt", "gemma3", "qwen2-audio", "qwen3-vl")
 @torch.no_grad()
 def test_noise_at_every_point_that_is_not_read_only_changes_the_logits(model, batches):
     inputs = batches["one"]

@@ -53,6 +53,7 @@ def test_a_verification_is_saved_and_loaded(found, tmp_path):
     assert Verification.load(found.save(tmp_path / "found")).lines == found.lines
 
 
+@pytest.mark.slow
 def test_in_half_precision_what_needs_float32_says_that_it_was_skipped(tmp_path):
     found = verify(tiny("llava-siglip-qwen2", tmp_path), device="cpu", layers=[1], dtype="bfloat16")
     skipped = [line for line in found.lines if line["passed"] is None]
@@ -75,6 +76,7 @@ def test_a_wrapping_that_changes_what_the_model_computes_fails(small_folder, mon
     assert not found.passed and "logits: one image" in failed(found)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_line_for_each_check_and_writes_the_file(small_folder, tmp_path):
     out = tmp_path / "verified.json"
     result = CliRunner().invoke(app, ["verify", str(small_folder), "--layers", "1", "--device", "cpu", "--out", str(out)])

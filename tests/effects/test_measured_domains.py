@@ -116,7 +116,7 @@ def measure(organisms, expectations):
     examples = cache(lambda kind: asked(kind, settings))
 
     @cache
-    def run(name: str, kinds: tuple[str, ...], rate: float, value: float | str = 0.0) -> Measured:
+    def run(name: str, kinds: tuple[str, ...], rate: float, value: float | str) -> Measured:
         every = [one for kind in kinds for one in examples(kind)]
         arms = {domain: Ablation(own, value=value) for domain, own in sets(name)[rate].sets.items()}  # pyright: ignore
         draws, reference = 0 if rate == settings["wide_rate"] else settings["draws"], mining(settings)
@@ -126,7 +126,7 @@ def measure(organisms, expectations):
         pictures = np.unique([one.rpartition("/")[0] for one in found.ids], return_inverse=True)[1]
         return Measured(found, kind, domain, pictures)
 
-    return run
+    return lambda name, kinds, rate, value=0.0: run(name, kinds, rate, value)  # a cache tells defaults from values given
 
 
 @pytest.fixture

@@ -12,19 +12,21 @@ from examples import MEDIUM, interval, scenes_of
 from mmlens import Ablation, Evaluation, Example, SampleStats, evaluate, sweep
 from mmlens.analysis import importance, modality_neurons
 from mmlens.data import question_examples
+from mmlens.organisms import pictosound, pictoworld
 from mmlens.organisms.pictosound import Clip
 from mmlens.organisms.pictoworld import Scene
 from mmlens.stats import Statistics
 from mmlens.stats.samples import ALL
 
 NAMES = ("pictoworld", "pictosound")
+TASKS = ("seen", "read", "caption")
 ASKED = {"pictoworld": "color", "pictosound": "pitch"}
 FORMS = {"ours": dict(renorm="l1", causal=True), "paper": dict(renorm="softmax", causal=False)}
 Row = tuple[float, float, float, int]
 
 
 def tasks(name: str, n: int, seed: int) -> list[Example]:
-    """Return `n` questions about a medium ("seen") and as many about notes ("read"), which one noun answers."""
+    """Return `n` questions about a medium ("seen"), and as many about notes ("read"), which one noun answers."""
     found: list[Example] = []
     for label, notes in (("seen", False), ("read", True)):
         kept = [one for scene in scenes_of(name, 2 * n, seed) for one in first(scene, ASKED[name], notes)][:n]
@@ -32,6 +34,17 @@ def tasks(name: str, n: int, seed: int) -> list[Example]:
             head, _, noun = one.answers[0].rpartition(" ")
             found.append(replace(one, text=f"{one.text} {head}", answers=(noun,), label=label))
     return found
+
+
+def captioned(scene: Scene | Clip) -> Example:
+    """Return the prompt for a caption with the right words up to its first noun, which is the answer."""
+    heard = isinstance(scene, Clip)
+    nouns = {thing.noun for thing in (scene.events if heard else scene.objects)}
+    words = scene.caption.split()
+    place = next(number for number, word in enumerate(words) if word in nouns)
+    media = {"audio": scene.audio} if heard else {"images": scene.image}
+    text = " ".join([(pictosound if heard else pictoworld).CAPTION_PROMPT, *words[:place]])
+    return Example(text, **media, answers=(words[place],), label="caption", id="/".join(map(str, scene.seed)))
 
 
 def first(scene: Scene | Clip, kind: str, notes: bool) -> Sequence[Example]:
@@ -65,8 +78,9 @@ def measure(organisms, statistics, expectations):
     settings = expectations["modalities"]
 
     @cache
-    def run(name: str, ratio: float, value: float | str = 0.0) -> Evaluation:
-        model, scored = organisms[name], tasks(name, settings["scenes"], settings["scored_seed"])
+    def run(name: str, ratio: float, value: float | str) -> Evaluation:
+        model, n, seed = organisms[name], settings["scenes"], settings["scored_seed"]
+        scored = tasks(name, n, seed) + [captioned(scene) for scene in scenes_of(name, n, seed)]
         sets = modality_neurons(statistics(name)["ours"], ratio=ratio).sets
         found = evaluate(
             model,
@@ -78,10 +92,10 @@ def measure(organisms, statistics, expectations):
             batch_size=50,
             progress=False,
         )
-        assert not found.failures and len(found.ids) == 2 * settings["scenes"]
+        assert not found.failures and len(found.ids) == 3 * settings["scenes"]
         return found
 
-    return run
+    return lambda name, ratio, value=0.0: run(name, ratio, value)  # a cache tells a default from the same value given
 
 
 @pytest.fixture
@@ -92,7 +106,7 @@ def rows(measure, report, expectations):
         found = measure(name, ratio, value)
         held, rows = "" if value == 0.0 else f", held at {value}", {}
         for group in found.random:
-            for task in ("seen", "read"):
+            for task in TASKS:
                 change, random = changes(found, group, task)
                 for label, values in (("", change), (" less random", change - random)):
                     row = *interval(values.tolist(), range(len(values)), expectations), len(values)
@@ -120,6 +134,22 @@ def test_the_image_set_lowers_what_is_seen_more_than_random_sets_and_than_what_i
     report("modalities: pictoworld: image 2%: seen less read, each less random", *both, len(seen))
     assert mean <= settings["image_set_on_seen_less_random_at_most"] and high < 0
     assert both[0] <= settings["image_set_on_seen_less_on_read_at_most"] and both[2] < 0
+
+
+def test_the_image_set_lowers_captions_nouns_more_than_random_sets(rows, expectations):
+    settings = expectations["modalities"]
+    mean, low, high, n = rows("pictoworld", settings["ratio"])["image", "caption"]
+    assert n >= 500
+    assert mean <= settings["image_set_on_captions_less_random_at_most"] and high < 0, (mean, low, high)
+
+
+def test_corrected_over_the_table_the_image_set_lowers_what_is_seen(measure, report, expectations):
+    settings = expectations["modalities"]
+    table = measure("pictoworld", settings["ratio"]).table(resamples=1999)
+    row = table.loc[("image", "seen")]
+    p = float(row["p_corrected"])
+    report("modalities: pictoworld: seen, image 2%: p, corrected over sets and tasks", p, p, p, int(row["n"]))
+    assert p < settings["image_set_corrected_below"] and row["difference"] < 0
 
 
 def test_the_text_set_does_no_more_than_random_ones(rows, expectations):

@@ -264,6 +264,7 @@ def shared(rank, folder, small, examples, arms, options):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_score_what_one_does(small, examples, neurons, tmp_path):
     arms = {"off": neurons, "drawn": Ablation(neurons, value="resample"), "mean": Ablation(neurons, value="mean")}
     options = dict(draws=1, every=3, **QUIET)

@@ -174,6 +174,7 @@ def test_both_checkpoints_are_small_and_float32(checkpoint):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_twenty_steps_train_two_folders_that_load(tmp_path):
     training.train(train.PICTOWORLD, tmp_path, steps=20, batch=2, check=2)
     for name in NAMES:
@@ -194,12 +195,14 @@ def test_a_tower_without_labels_predicts_the_pixels_that_the_patches_have(scenes
         np.testing.assert_allclose(told[position].numpy() * 127.5 + 127.5, piece, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_hiding_patches_teaches_the_tower_without_labels(tmp_path):
     run = training.Run("masked", steps=40, batch=8, seed=0, keep=tmp_path / "kept")
     losses = masked.train_masked(network.build_model(), run).losses
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_run_again_starts_from_the_stages_before_it_only(tmp_path):
     train_ = partial(training.train, train.PICTOWORLD, tmp_path, steps=2, batch=2, check=2)
     train_()

@@ -30,6 +30,7 @@ def assert_equal_but_for_rounding(one, other):
                     assert torch.equal(table, yours[module]), (name, field, module)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 example")
 @pytest.mark.parametrize("size", [2, 3])
 def test_two_or_three_processes_equal_one(small, tmp_path, size):
@@ -43,6 +44,7 @@ def test_two_or_three_processes_equal_one(small, tmp_path, size):
     assert len({(tmp_path / f"part-{rank}.safetensors").read_bytes() for rank in range(size)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 example")
 def test_when_a_process_is_killed_the_others_fail_and_any_number_of_processes_goes_on(small, tmp_path):
     examples, state = job.examples(37, broken=(7,)), tmp_path / "state"
@@ -64,6 +66,7 @@ def test_when_a_process_is_killed_the_others_fail_and_any_number_of_processes_go
     assert_equal_but_for_rounding(sweep(small, examples), resumed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:20 example")
 def test_a_process_whose_examples_all_fail_for_a_while_does_not_give_up(small, tmp_path):
     """Behind the first meeting, at 40 of 80 examples, process 1 reads nothing but broken ones."""

@@ -136,7 +136,7 @@ def first_of_their_kind(found, edges):
     return first, sum(chances) / len(chances)
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
+@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[1], marks=pytest.mark.slow)], indirect=True)
 def test_in_the_twin_no_edge_carries_anything_and_the_planted_ones_no_more_than_others_of_their_kind(case):
     """Each planted edge is the first of its kind with a known chance: as many are as a binomial allows in 999 of 1000.
 

@@ -55,7 +55,7 @@ def gathered(model, shown, words, modality):
     return SimpleNamespace(domains=domains, each=each, groups=found["groups"], miner=miner)
 
 
-@pytest.fixture(scope="module", params=["image", "audio"])
+@pytest.fixture(scope="module", params=["image", pytest.param("audio", marks=pytest.mark.slow)])
 def case(request, tmp_path_factory):
     """A planted model and its twin, and what the neurons of both do.
 
