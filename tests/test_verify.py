@@ -61,7 +61,7 @@ def test_in_half_precision_what_needs_float32_says_that_it_was_skipped(tmp_path)
     assert {line["tolerance"] for line in found.lines if line["check"].startswith("logits")} == {5e-2}
 
 
-@pytest.mark.parametrize("part", ["multi_modal_projector", "language_model.norm"])
+@pytest.mark.parametrize("part", ["multi_modal_projector", pytest.param("language_model.norm", marks=pytest.mark.slow)])
 def test_a_wrapping_that_changes_what_the_model_computes_fails(small_folder, monkeypatch, part):
     def wrong(hf_model, processor, **options):
         owner, _, name = f"model.{part}".rpartition(".")

@@ -350,7 +350,7 @@ def said(plant, stimuli, fwd_hooks=()):
     return [text.strip() for text in plant.model.to_str_tokens(tokens)]
 
 
-@pytest.mark.parametrize(("source", "target"), [("car", "boat"), ("tree", "bell")])
+@pytest.mark.parametrize(("source", "target"), [("car", "boat"), pytest.param("tree", "bell", marks=pytest.mark.slow)])
 def test_editing_a_nouns_planted_neurons_says_another_and_the_other_nouns_stay(plant, source, target):
     model, own = plant.model, plant.made.key.concepts[source]
     shown, others = ([one for one in plant.stimuli if (one.answer == source) == is_it] for is_it in (True, False))

@@ -133,6 +133,7 @@ def batch(seeing, first):
     return seeing.to_inputs([scene.questions[0].text for scene in scenes], images=[scene.image for scene in scenes])
 
 
+@pytest.mark.slow
 def test_a_tuned_lens_is_nearer_to_the_output_on_pictures_that_it_did_not_see(seeing):
     tuned = fit_tuned_lens(seeing, [batch(seeing, 0), batch(seeing, 8)], steps=60, lr=3e-3)
     unseen = batch(seeing, 16)
