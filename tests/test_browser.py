@@ -2,21 +2,19 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from browser import BROWSER, NEEDED
 from PIL import Image
 
 from mmlens import HookedMLLM
 from mmlens.tour import tour
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no browser here: install Debian's chromium to open pages"),
+    NEEDED,
 ]
 
 

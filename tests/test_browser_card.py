@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from browser import NEEDED, Browser
 from drawn_circuit import HOSTILE
 from support import picture
-from test_browser_circuit import BROWSER, Browser
 
 from mmlens import HookedMLLM, Neurons, plot
 from mmlens.analysis import ablation_curve, decode, receptive_field, time_field
@@ -18,7 +18,7 @@ from mmlens.plot.html import Page
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no browser here: install Debian's chromium to open pages"),
+    NEEDED,
 ]
 SPELLED = HOSTILE.replace("\u2028", "\\u2028")
 WORDS = ["<s>", "<image>", "a", "&", "&amp;", "\n", "</script>", "x\u2028", HOSTILE]

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
+from browser import NEEDED, Browser
 from drawn_circuit import HOSTILE
 from support import medium, picture
-from test_browser_circuit import BROWSER, Browser
 
 from mmlens import HookedMLLM, plot
 from mmlens.analysis import AttentionSinks, attention_rows, attention_sinks, logit_lens
@@ -16,7 +16,7 @@ from mmlens.testing import tiny
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no browser here: install Debian's chromium to open pages"),
+    NEEDED,
 ]
 SPELLED = HOSTILE.replace("\u2028", "\\u2028")
 PANEL = "document.getElementById('panel').innerText"
