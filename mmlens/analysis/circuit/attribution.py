@@ -49,7 +49,7 @@ def attributed(
             first = int(graph.possible[:, destinations[0]].sum())  # sources stand in the order in which they write
             here = moved[:first].to(gradients)
             rows = [gradients[:, row].flatten(1) @ here[:, row].flatten(1).T for row in range(len(corrupted))]
-            total[:first, destinations] += torch.stack(rows, dim=-1).transpose(0, 1).cpu()  # an einsum takes 7 times as long
+            total[:first, destinations] += torch.stack(rows, dim=-1).transpose(0, 1).cpu()  # an einsum takes longer
     return total / len(runs)
 
 

@@ -173,15 +173,14 @@ class _Run:
         )
         parts = torch.cat([part for *_, part in reader.found])
         reader.found.clear()
-        fresh = torch.zeros_like(self.away)
-        placed(fresh, components, parts.view(len(parts), batch, -1, parts.shape[-1]), self.graph, self.sites)
         kinds = ("head",) if attend else ("mlp", "neurons")
         own = [
             n
             for n, (kind, at) in enumerate(zip(self.graph.source_kind, self.graph.source_layer.tolist(), strict=True))
             if at == layer and kind in kinds
         ]
-        self.away[own] = fresh[own] - self.base.sources[own]
+        self.away[own] = -self.base.sources[own]
+        placed(self.away, components, parts.view(len(parts), batch, -1, parts.shape[-1]), self.graph, self.sites)
 
 
 def _assembled(runs: int, of: Int[Tensor, " part"], *, axis: int) -> Any:
