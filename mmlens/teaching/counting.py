@@ -1,4 +1,4 @@
-"""Exercises of 03_data_sets and 06_domains_and_modalities: what is averaged over what, and what chance does."""
+"""Exercises of 12_data_sets and 05_domains: what is averaged over what, and what chance does."""
 
 import math
 from functools import cache
@@ -16,7 +16,7 @@ from mmlens.teaching.reading import number, whole, word
 from mmlens.teaching.shared import organism
 
 
-@exercise("03/two-means", number)
+@exercise("12/two-means", number)
 def two_means(given: float) -> str | None:
     """In one example a neuron is above 0 at 10 of 64 image positions, in another at 6 of 8. Which `probability` does
     `SampleStats` give it, which weighs examples alike?
@@ -30,7 +30,7 @@ def two_means(given: float) -> str | None:
     return compared(given, (first + second) / 2, mistakes, "a probability for each example first, then the mean of both")
 
 
-@exercise("03/how-many-draws", whole)
+@exercise("12/how-many-draws", whole)
 def how_many_draws(given: int) -> str | None:
     """A permutation test counts the chosen neurons among the random sets: if none of n random sets does as much, p is 1 /
     (n + 1). How many random sets does p = 0.05 need at least?
@@ -60,7 +60,7 @@ def blinded() -> dict[str, float]:
     return found["bridge"].to_dict()
 
 
-@exercise("03/blind", number)
+@exercise("12/blind", number)
 def blind(given: float) -> str | None:
     """The row `last position blind` of `more` is next to nothing. No wonder: an answer is part of the inputs that are
     scored, so `inputs.last()` is its last word, after which nothing is asked for. What does it cost the log-probability of
@@ -76,7 +76,7 @@ def blind(given: float) -> str | None:
     )
 
 
-@exercise("06/entropy", number)
+@exercise("05/entropy", number)
 def entropy(given: float) -> str | None:
     """A neuron is above 0 at 90 % of the positions in one domain, at 45 % in each of two others, and never in the last two.
     How large is its entropy over domains, in nats, as `domain_neurons` counts it (rates are scaled to sum 1)?
@@ -92,7 +92,7 @@ def entropy(given: float) -> str | None:
     return compared(given, right, mistakes, "- sum of p ln p over the domains; 0 ln 0 is 0")
 
 
-@exercise("06/other-side", word)
+@exercise("05/other-side", word)
 def other_side(given: str) -> str | None:
     """The neuron `costly` writes "satellite" where its activation is positive. Gated activations may be negative: what is
     the first word that it writes then?
@@ -107,7 +107,7 @@ def other_side(given: str) -> str | None:
     return told_apart(given, minus[0].strip(), mistakes, "decode(model, neurons, sign=torch.tensor([-1.0]))")
 
 
-@exercise("06/by-chance", number)
+@exercise("05/by-chance", number)
 def by_chance(given: float) -> str | None:
     """Two random sets of 128 of the 2,560 neurons: what is their Jaccard index (shared neurons by neurons in either), if
     they share as many as are to be expected? (Random draws of your own come near enough if there are many.)

@@ -1,4 +1,4 @@
-"""Exercises of 01_first_look and 02_every_model: layers, masks and positions."""
+"""Exercises of 01_first_look and 11_every_model: layers, masks and positions."""
 
 import tempfile
 from functools import cache
@@ -118,7 +118,7 @@ def untrained(family: str) -> HookedMLLM:
         return HookedMLLM.from_pretrained(tiny(family, Path(folder) / family))
 
 
-@exercise("02/left-half", whole)
+@exercise("11/left-half", whole)
 def left_half(given: int) -> str | None:
     """At how many positions of `untrained("llava-next-clip-mistral")` does the stream show the left half of `picture`, so
     that more than half of the position's piece lies in it? `inputs.overlap` takes a box (left, top, right, bottom), too.
@@ -139,7 +139,7 @@ def left_half(given: int) -> str | None:
     return told_apart(given, int(seen.sum()), mistakes, "the picture is 192 wide and 96 high; inputs.overlap(box) > 0.5")
 
 
-@exercise("02/half-a-second", whole)
+@exercise("11/half-a-second", whole)
 def half_a_second(given: int) -> str | None:
     """At which position of the stream of `untrained("qwen2-audio")` is the sound of the notebook after 0.5 seconds? (0.6
     seconds of it are in `np.sin(2 * np.pi * 440 * time)`; positions are counted as `inputs.tokens` has them.)

@@ -1,4 +1,4 @@
-"""Exercises of 04_multimodal_neurons and 05_find_and_edit: what neurons write, where they fire, what they carry."""
+"""Exercises of 03_multimodal_neurons and 04_find_and_edit: what neurons write, where they fire, what they carry."""
 
 from functools import cache
 
@@ -31,7 +31,7 @@ def captioned() -> tuple[pictoworld.Scene, Inputs, Inputs, Targets, Neurons, Flo
     return scene, prompt, captioned_, targets, top, activation[0]
 
 
-@exercise("04/below-zero", neuron)
+@exercise("03/below-zero", neuron)
 def below_zero(given: tuple[int, int]) -> str | None:
     """Name a neuron from the sixth to the twentieth of `top` (`top[5:20]`) that has `star` among its ten words when it is
     read with the sign of its activation, and has not when it is read without.
@@ -52,7 +52,7 @@ def below_zero(given: tuple[int, int]) -> str | None:
     return "it writes star either way: its activation is positive" if unsigned else None
 
 
-@exercise("04/best-field", neuron)
+@exercise("03/best-field", neuron)
 def best_field(given: tuple[int, int]) -> str | None:
     """Which neuron among the first twenty of `top` overlaps best with the star, by the IoU of its receptive field? `field`
     has the neurons of `top` in their order.
@@ -77,7 +77,7 @@ def _named(neurons: Neurons, place: int) -> tuple[int, int]:
     return int(neurons.layer[place]), int(neurons.unit[place])
 
 
-@exercise("04/at-the-picture", number)
+@exercise("03/at-the-picture", number)
 def at_the_picture(given: float) -> str | None:
     """With ten neurons off, P(star) hardly falls. Does the logit? Hold the first ten of `top` at 0 at the image positions of
     `whole`: by how much does the logit of `star` change, where it is predicted (`targets.position[0]`)?
@@ -120,7 +120,7 @@ def contributions(noun: str) -> tuple[Float[Tensor, "layer unit"], Float[Tensor,
     return found.scores.mean(0), found.activation.mean(0)
 
 
-@exercise("05/below-zero", neuron)
+@exercise("04/below-zero", neuron)
 def writes_below_zero(given: tuple[int, int]) -> str | None:
     """Three of the eight neurons that are printed have a negative activation. Which is the next one of `top`, in its order,
     that has?
@@ -140,7 +140,7 @@ def writes_below_zero(given: tuple[int, int]) -> str | None:
     return told_apart(given, right, {}, "acted[8:] < 0, in the order of top")
 
 
-@exercise("05/which-layer", whole)
+@exercise("04/which-layer", whole)
 def which_layer(given: int) -> str | None:
     """Add up what all neurons of a layer write into the logit of `tree`, with their signs (the mean over the eight
     questions). Which layer writes most?
@@ -158,7 +158,7 @@ def which_layer(given: int) -> str | None:
     return told_apart(given, right, mistakes, "scored.scores is [batch, layer, unit]: mean over one axis, sum over another")
 
 
-@exercise("05/another-word", number)
+@exercise("04/another-word", number)
 def another_word(given: float) -> str | None:
     """How many of these neurons would write any noun? Score all neurons on the same `inputs` for `flower`, which is in none
     of the answers, take the top twenty, and give the Jaccard index of these and `top`.

@@ -59,7 +59,7 @@ def bottom_left():
 
 
 def left_half():
-    untrained, picture = variables("02", "untrained", "picture")
+    untrained, picture = variables("11", "untrained", "picture")
     inputs = untrained("llava-next-clip-mistral").to_inputs("what is in the picture ?", images=picture)
     seen = inputs.overlap((0, 0, 96, 96))[0] > 0.5
     overview = int((seen & inputs.mask("image:0/tile:0")[0]).sum())
@@ -67,7 +67,7 @@ def left_half():
 
 
 def half_a_second():
-    (untrained,) = variables("02", "untrained")
+    (untrained,) = variables("11", "untrained")
     model = untrained("qwen2-audio")
     samples = np.zeros(int(0.6 * model.processor.feature_extractor.sampling_rate), np.float32)
     inputs = model.to_inputs("what is that ?", audio=samples)
@@ -88,7 +88,7 @@ def how_many_draws():
 
 
 def blind():
-    (model,) = variables("03", "model")
+    (model,) = variables("12", "model")
     rows = [(s, q) for s in pictoworld.scenes("held_out", n=220) for q in s.questions if q.kind == "color"]
     rows = [(s, q) for s, q in rows if q.answer == "the bridge"][:16]
     tasks = [Example(q.text, images=s.image, answers=(q.answer,), label="bridge") for s, q in rows]
@@ -99,7 +99,7 @@ def blind():
 
 @cache
 def star():
-    model, captioned, neurons_of = variables("04", "model", "captioned", "neurons_of")
+    model, captioned, neurons_of = variables("03", "model", "captioned", "neurons_of")
     scene = pictoworld.scenes("held_out", n=24, seed=11)[15]  # the notebook has captions of the others, too
     prompt, whole, targets, _ = captioned(scene)
     top, fired = neurons_of(prompt, whole, targets)
@@ -151,7 +151,7 @@ def at_the_picture():
 
 @cache
 def trees():
-    return variables("05", "model", "inputs", "scored", "top", "acted", "tree")
+    return variables("04", "model", "inputs", "scored", "top", "acted", "tree")
 
 
 def writes_below_zero():
@@ -186,7 +186,7 @@ def entropy():
 
 
 def other_side():
-    (model,) = variables("06", "model")
+    (model,) = variables("05", "model")
     row = model.W_out(4)[272]
     ranked = (-(row @ model.W_U)).argsort(descending=True)  # what neuron L4.u272 writes below zero
     said = [word.strip() for word in model.to_str_tokens(ranked[:2])]
@@ -252,20 +252,20 @@ SOLVED = {
     "01/first-layer": first_layer,
     "01/fewer-neurons": fewer_neurons,
     "01/bottom-left": bottom_left,
-    "02/left-half": left_half,
-    "02/half-a-second": half_a_second,
-    "03/two-means": two_means,
-    "03/how-many-draws": how_many_draws,
-    "03/blind": blind,
-    "04/below-zero": below_zero,
-    "04/best-field": best_field,
-    "04/at-the-picture": at_the_picture,
-    "05/below-zero": writes_below_zero,
-    "05/which-layer": which_layer,
-    "05/another-word": another_word,
-    "06/entropy": entropy,
-    "06/other-side": other_side,
-    "06/by-chance": by_chance,
+    "11/left-half": left_half,
+    "11/half-a-second": half_a_second,
+    "12/two-means": two_means,
+    "12/how-many-draws": how_many_draws,
+    "12/blind": blind,
+    "03/below-zero": below_zero,
+    "03/best-field": best_field,
+    "03/at-the-picture": at_the_picture,
+    "04/below-zero": writes_below_zero,
+    "04/which-layer": which_layer,
+    "04/another-word": another_word,
+    "05/entropy": entropy,
+    "05/other-side": other_side,
+    "05/by-chance": by_chance,
     "07/which-head": best_head,
     "07/which-position": which_position,
     "07/how-much-is-back": how_much_is_back,
