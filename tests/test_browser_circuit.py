@@ -8,6 +8,8 @@ from drawn_circuit import HOSTILE, drawn_circuit
 
 from mmlens import HookedMLLM, Neurons, plot
 from mmlens.analysis import attention_rows
+from mmlens.analysis.circuit import circuit as find
+from mmlens.organisms import pictosound
 from mmlens.plot.html import Page
 
 pytestmark = [
@@ -51,6 +53,8 @@ def page(browser, circuit):
 SPELLED = HOSTILE.replace("\u2028", "\\u2028")
 FOCUSED = "document.activeElement.getAttribute('aria-label')"
 PANEL = "document.getElementById('panel').innerText"
+SEEN = "document.getElementById('seen').innerText"
+OPACITIES = "[...document.querySelectorAll('#stage .cell')].map(c => Number(c.style.fillOpacity))"
 
 
 def number(page, name):
@@ -82,7 +86,7 @@ def test_only_whole_ways_are_those_of_the_circuit_pruned(page, circuit):
 
 
 def test_a_click_shows_a_nodes_edges_with_their_numbers_and_where_a_head_looks(page, circuit):
-    assert "Click a node" in page.ask(PANEL) and page.shown(".looked") == 0
+    assert "Click a node" in page.ask(PANEL) and page.shown(".painted") == 0
     page.click(".node", number(page, "L2H3"))
     said = page.ask(PANEL)
     edges = circuit[0].edges().head(60)
@@ -91,17 +95,16 @@ def test_a_click_shows_a_nodes_edges_with_their_numbers_and_where_a_head_looks(p
     assert f"{len(into)} shown in" in said and f"{len(out)} shown out" in said
     largest = into.iloc[0]
     assert f"{abs(largest.score):.3g}" in said and largest.destination in said
-    assert page.shown(".looked") == 1
-    assert (
-        page.ask("Math.max(...[...document.querySelectorAll('.heat rect')].map(r => r.getAttribute('fill-opacity')))")
-        == 0.85
-    )
-    assert "of the last position's attention" in page.ask("document.querySelector('figcaption').innerText")
+    assert page.shown(".painted") == 1
+    assert max(page.ask(OPACITIES)) == 0.72
+    assert page.ask("getComputedStyle(document.querySelector('.under')).filter") == "grayscale(1)"
+    page("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    assert "% lies on image:0; the full colour is" in page.ask(SEEN).replace("\xa0", " ")
     assert page.shown(".graph .edge.lit:not(.off)") == len(into) + len(out)
     page.click("#panel td button")  # on to the node at the other end
     assert page.ask(PANEL).startswith(page.ask(FOCUSED).split(",")[0][:4])
     page.press("Escape")
-    assert "Click a node" in page.ask(PANEL) and page.shown(".graph .edge.lit") == 0 and page.shown(".looked") == 0
+    assert "Click a node" in page.ask(PANEL) and page.shown(".graph .edge.lit") == 0 and page.shown(".painted") == 0
 
 
 def test_tab_arrows_and_enter_move_between_nodes_and_show_them(page):
@@ -137,4 +140,32 @@ def test_a_notebook_shows_the_page_in_a_frame_that_cannot_reach_out(browser, cir
     )
     browser.open(around)
     assert browser.ask("document.querySelector('iframe').contentDocument") is None  # another origin
+    assert browser.said() == []
+
+
+def test_a_sounds_sites_and_what_a_head_hears_are_shown_on_the_spectrogram(browser, tmp_path):
+    model = HookedMLLM.from_pretrained("pictosound", device="cpu")
+    (pair,) = pictosound.pairs(n=1)
+    event = pair.clean.events[pair.index]
+    clean, corrupted = (
+        model.to_inputs(f"what is {event.order} ? answer :", audio=one.audio) for one in (pair.clean, pair.corrupted)
+    )
+    own = clean.overlap((event.start, event.stop)) > 0
+    sites = {"event": own, "elsewhere": clean.mask("audio") & ~own, "words": clean.mask("text")}
+    options = dict(clean=clean, corrupted=corrupted, metric=lambda logits: logits[:, -1, 7] - logits[:, -1, 8])
+    rows = attention_rows(model, clean)
+    found = find(model, sites=sites, **options)
+    browser.open(plot.circuit_page(found, inputs=clean, sites=sites, attention=rows).save(tmp_path / "page.html"))
+    assert browser.ask(SEEN) == "outlined: event, elsewhere"
+    browser.click(".node", number(browser, "event"))
+    assert browser.shown(".region.lit") == 1
+    browser.ask("document.querySelector('#stage [role=listbox]').focus()")
+    position = int(own[0].nonzero()[0])
+    browser.press(*["ArrowRight"] * (1 + position - int(clean.mask("audio")[0].nonzero()[0])))
+    assert browser.ask(SEEN).endswith(f" s, position {position}, of event")
+    browser.press("Escape")
+    browser.click(".node", number(browser, "L2H3"))
+    shares = rows.pattern[2, 0, 3, 0, clean.mask("audio")[0]]
+    along = browser.ask(f"{OPACITIES.replace('].map', '].sort((a, b) => a.dataset.position - b.dataset.position).map')}")
+    assert along == pytest.approx((0.72 * shares / shares.max()).tolist(), abs=3e-3)
     assert browser.said() == []

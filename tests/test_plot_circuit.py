@@ -23,6 +23,7 @@ from mmlens.grid import Grid
 from mmlens.plot.canvas import RANDOM, Canvas, png
 from mmlens.plot.circuit import NEGATIVE, POSITIVE, WIDEST
 from mmlens.plot.circuit_layout import HIGH, boundary, layout
+from mmlens.plot.stage import staged
 from mmlens.results import Provenance
 from mmlens.testing import tiny
 
@@ -224,7 +225,7 @@ def read(page):
     assert not {"iframe", "link", "object", "img"} & {tag for tag, _ in reader.tags}
     for _, attrs in reader.tags:
         assert not [name for name in attrs if name.startswith("on")]
-        assert all(str(attrs[name]).startswith("data:image/") for name in ("src", "href") if name in attrs)
+        assert all(str(attrs[name]).startswith(("data:image/", "#")) for name in ("src", "href") if name in attrs)
     assert "url(" not in page.html and "@import" not in page.html and "innerHTML" not in page.html
     return reader, json.loads(reader.scripts[0])
 
@@ -254,13 +255,55 @@ def test_a_pages_heads_hold_the_attention_of_the_last_query_on_the_picture(organ
     heads = {node["name"]: node["heat"] for node in data["nodes"] if node["heat"]}
     assert heads and {name[:2] for name in heads} == {"L1", "L2"}
     own = attention.pattern[1, 1, 3, 0, inputs.mask("image")[1]]
-    heat = heads["L2H3"][0]
-    assert heat["mass"] == pytest.approx(float(own.sum()), abs=1e-6) and heat["top"] == pytest.approx(float(own.max()))
+    heat = heads["L2H3"]
+    assert heat["masses"] == [["image:0", pytest.approx(float(own.sum()), abs=1e-6)]]
+    assert heat["top"] == pytest.approx(float(own.max()))
     values = torch.tensor(list(base64.b64decode(heat["values"])))
     assert torch.allclose(values / 255, own / own.max(), atol=0.003)
-    assert len(data["cells"][0]) == len(values) == 64 and data["cells"][0][9] == [8.0, 8.0, 8.0, 8.0]
+    assert data["media"] == inputs.mask("image")[1].nonzero()[:, 0].tolist() and len(values) == 64
     with pytest.raises(ValueError, match="give inputs"):
         plot.circuit_page(circuit, attention=attention)
+
+
+def extents(reader, number, view):
+    """Return, for each region of a node, from where to where it reaches from left to right, as shares of the view."""
+    found = []
+    for region in reader.all("region"):
+        if region["data-node"] == str(number):
+            x = [float(x) for x, _ in re.findall(r"([\d.-]+) ([\d.-]+)", region["d"])]
+            found.append((min(x) / view.box[2], max(x) / view.box[2]))
+    return found
+
+
+@pytest.mark.parametrize(("family", "kind"), [("qwen2-audio", "audio"), ("qwen2-vl", "video")])
+def test_sites_of_sounds_and_videos_are_outlined_on_spectrogram_and_frames_and_heads_look_at_them(family, kind, tmp_path):
+    model = HookedMLLM.from_pretrained(tiny(family, tmp_path), device="cpu")
+    name, one = medium(model, 0, kind)
+    inputs = model.to_inputs("what is it ?", **{name: one})
+    held = inputs.mask(kind)[0].nonzero()[:, 0].tolist()
+    views = [view for view in staged(inputs, 0).views if view.kind != "text"]
+    early = torch.zeros_like(inputs.tokens, dtype=torch.bool)
+    early[0, held[: len(held) // 2]] = True
+    sites = {"early": early, "late": inputs.mask(kind) & ~early}
+    found, attention = of_graph(graph_of(model, inputs, sites=sites)[0]), attention_rows(model, inputs)
+    reader, data = read(plot.circuit_page(found, inputs=inputs, sites=sites, attention=attention))
+    names = [node["name"] for node in data["nodes"]]
+    assert data["media"] == held and data["nodes"][names.index("early")]["positions"] == held[: len(held) // 2]
+    assert [drawing["aria-label"] for drawing in reader.all("drawing")] == [view.alt for view in views]
+    places = {place: extents(reader, names.index(place), views[0]) for place in sites}
+    if kind == "video":  # two frames for each step in time, each step a picture
+        assert len(views) == 2 and all(len(place) == 1 for place in places.values())
+        assert all(0 <= left < 0.1 and 0.9 < right <= 1 for place in places.values() for left, right in place)
+    else:
+        (place,) = inputs.grids[0]
+        middle = place.seconds(len(held) // 2)[0] / views[0].seconds
+        assert places["early"] == [pytest.approx((0, middle), abs=0.01)]
+        assert places["late"] == [pytest.approx((middle, len(place) * place.step / views[0].seconds), abs=0.01)]
+    own = attention.pattern[1, 0, 2, 0, held]
+    heat = data["nodes"][names.index("L1H2")]["heat"]
+    assert heat["masses"] == [[f"{kind}:0", pytest.approx(float(own.sum()), abs=1e-6)]]
+    values = torch.tensor(list(base64.b64decode(heat["values"])))
+    torch.testing.assert_close(heat["top"] * values / 255, own, atol=0.003 * heat["top"], rtol=0)
 
 
 def test_hostile_names_words_and_texts_are_text_in_figures_and_pages(hostile):
@@ -282,7 +325,7 @@ def test_a_circuit_without_inputs_or_without_pictures_is_drawn_alone(found):
     circuit, inputs, sites = found
     assert not any(axes.images for axes in plot.circuit(circuit.top(30)).axes)
     reader, data = read(plot.circuit_page(circuit.top(30)))
-    assert data["cells"] == [] and not reader.all("picture")
+    assert data["media"] == [] and not reader.all("stage")
     blind = replace(inputs, media=((), ()), grids=((), ()))
     assert not any(axes.images for axes in plot.circuit(circuit.top(30), inputs=blind, sites=sites).axes)
     read(plot.circuit_page(circuit.top(30), inputs=blind, sites=sites))

@@ -1,5 +1,6 @@
 """Figures of how information flows show what the results hold, beside the random control, with what the axes mean."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -161,7 +162,11 @@ def test_groups_of_one_modality_have_colours_of_their_own_and_t_sne_claims_no_sh
     result = group_geometry(small, inputs, groups=("image:0", "image:1", "text"), projection="tsne")
     planes = plot.group_geometry(result).axes[:4]
     assert len({tuple(cloud.get_facecolor()[0]) for cloud in planes[0].collections}) == 3
-    assert [axes.get_xlabel() for axes in planes] == ["t-SNE 1"] * 4
+    assert [axes.get_xlabel() for axes in planes] == ["t-SNE 1 (no unit)"] * 4
+    record = result.provenance
+    again = replace(result, provenance=replace(record, parameters={**record.parameters, "projection": "umap"}))
+    for axes in plot.group_geometry(again).axes[:4]:
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("UMAP 1 (no unit)", "UMAP 2 (no unit)")
 
 
 @pytest.mark.parametrize(("source", "target"), [("image", "text"), ("text", "image")])

@@ -94,10 +94,10 @@ def attention_page(
     kinds = '<option value="mean">mean of the heads</option>'
     kinds += "".join(f'<option value="group{n}">{escape(spelled(name))}</option>' for n, name in enumerate(groups or {}))
     kinds += "".join(f'<option value="{n}">head {head}</option>' for n, head in enumerate(rows.heads)) if single else ""
-    without = "" if single else f" Single heads are left out: their {size:,} shares are too many for a page."
+    without = "" if single else f" (Single heads are left out: their {size:,} shares are too many for a page.)"
     tick = '<label><input type="checkbox" id="without"> leave sinks out of the colours</label>' if sinks is not None else ""
     body = f"""<h1>{escape(spelled(title))}</h1>
-<p class="soft">Asked: {escape(spelled(" ".join(inputs.text[row].split()), 300))}.{without}</p>
+<p class="soft">Asked: {escape(spelled(" ".join(inputs.text[row].split()), 300))}{without}</p>
 <div class="tools"><label>looks from <select id="query">{queries}</select></label>
 <label for="layer">layer</label><input type="range" id="layer" min="0" max="{depth - 1}" value="{depth // 2}">
 <output id="told" for="layer"></output><label>head <select id="head">{kinds}</select></label>{tick}</div>

@@ -78,7 +78,7 @@ SCRIPT = r"""
   }
 
   function map(q) {  // which layers and heads look at a kind of keys
-    const n = Number(kind.value), tall = data.layers.length, wide = data.heads.length, side = 14, left = 30;
+    const n = Number(kind.value), tall = data.layers.length, wide = data.heads.length, side = 14, left = 42;
     const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), all = [];
     for (let l = 0; l < tall; l++) for (let h = 0; h < wide; h++) all.push([l, h, summed(l, h, q)[n]]);
     const most = Math.max(1e-9, ...all.map(([, , value]) => value));
@@ -86,7 +86,7 @@ SCRIPT = r"""
     const where = `layer ${data.layers[best[0]]}, head ${data.heads[best[1]]}`;
     $("map-told").textContent = `Share of ${data.names[n]} by layer and head: at most ${percent(most)}`
       + `, at ${where}`;
-    svg.setAttribute("viewBox", `0 0 ${left + wide * side + 2} ${tall * side + 20}`);
+    svg.setAttribute("viewBox", `0 0 ${left + wide * side + 2} ${tall * side + 32}`);
     svg.setAttribute("width", Math.min(1.5 * (left + wide * side), 640));
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", $("map-told").textContent);
@@ -121,6 +121,9 @@ SCRIPT = r"""
     const step = Math.ceil(wide / 16);
     for (let h = 0; h < wide; h += step) add("text", { x: left + (h + 0.5) * side, y: tall * side + 13,
       "text-anchor": "middle" }, `${data.heads[h]}`);
+    const up = tall * side / 2;
+    add("text", { x: left + wide * side / 2, y: tall * side + 27, "text-anchor": "middle" }, "head");
+    add("text", { x: 10, y: up, "text-anchor": "middle", transform: `rotate(-90 10 ${up})` }, "layer");
     $("map").replaceChildren(svg);
   }
 

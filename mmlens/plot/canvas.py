@@ -59,9 +59,12 @@ def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid | Tiles]]
 
 
 def picture(axes: Axes, image: Image.Image, *, faded: float = 0.0) -> None:
-    """Draw a picture in pixels of the original, (0, 0) top left, `faded` towards white."""
+    """Draw a picture in pixels of the original, (0, 0) top left; where it is to lie under colours, `faded` towards white.
+
+    What is faded is grey too: red on a red object would say nothing. Pages do the same (`stage_script`).
+    """
     width, height = image.size
-    pixels = np.asarray(image.convert("RGB"), dtype=float) / 255
+    pixels = np.asarray((image.convert("L") if faded else image).convert("RGB"), dtype=float) / 255
     axes.imshow(pixels * (1 - faded) + faded, extent=(0, width, height, 0), interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

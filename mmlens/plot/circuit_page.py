@@ -1,20 +1,19 @@
-"""A circuit as a page to explore: fewer or more edges, each node's own, and where its heads look on the picture."""
+"""A circuit as a page to explore: fewer or more edges, each node's own, its sites on the media, and where its heads look."""
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from mmlens.analysis import AttentionRows
 from mmlens.analysis.circuit import Circuit
-from mmlens.grid import Grid, Tiles, finest
+from mmlens.grid import Grid, Tiles
 from mmlens.inputs import Inputs
 from mmlens.plot.canvas import spelled
-from mmlens.plot.circuit import on, placed_pictures
+from mmlens.plot.circuit import on
 from mmlens.plot.circuit_layout import (
     HIGH,
     MOST,
@@ -30,11 +29,16 @@ from mmlens.plot.circuit_layout import (
     told,
 )
 from mmlens.plot.circuit_script import SCRIPT, STYLE
-from mmlens.plot.html import Page, compressed, document, uri
+from mmlens.plot.html import Page, document
+from mmlens.plot.stage import Stage, View, group_names, packed, staged
+from mmlens.plot.stage_script import LAYOUT
+from mmlens.plot.stage_script import SCRIPT as STAGE_SCRIPT
+from mmlens.plot.stage_script import STYLE as STAGE_STYLE
 
 UNIT_X, UNIT_Y, LEFT = 104, 88, 1.25  # pixels of a column and of a row; columns at the left for the layers' names
 WIDEST, THINNEST = 8.0, 0.7  # pixels
 FIRST = 60  # edges shown at first
+SIDES = {"picture": 300, "frame": 150}  # pixels at first
 
 
 def circuit_page(
@@ -51,9 +55,10 @@ def circuit_page(
     """Return one page, which needs no network, of the `most` largest kept edges; `.save(path)` it, or show it in a notebook.
 
     A slider, or + and -, says how many are shown; a click, or Tab, arrow keys and Enter, shows a node's edges with their
-    numbers. Nodes and edges are drawn as in `plot.circuit`, with `row`'s pictures of `inputs` and the regions of `sites`
-    beside them. With `attention` (`attention_rows(model, inputs)`), a head shows where its last query looks on these;
-    `words` are what is to be told of a node by its name ("L2.brown"), such as what neurons write.
+    numbers. Nodes and edges are drawn as in `plot.circuit`, with `row`'s media of `inputs` beside them: pictures, sounds as
+    spectrograms, frames of videos, with the regions of `sites` on them (of words there are none: a node says how many it
+    has). With `attention` (`attention_rows(model, inputs)`), a head shows where its last query looks on these. `words` are
+    what is to be told of a node by its name ("L2.brown"), such as what neurons write.
 
     Raises ValueError for a circuit without edges, for sites and attention of other inputs, and for words of no node.
     """
@@ -62,10 +67,10 @@ def circuit_page(
     if unknown := set(words or {}) - set(found.graph.sources):
         raise ValueError(f"words are of nodes such as {found.graph.sources[-1]!r}, there is no {sorted(unknown)[0]!r}")
     if attention is not None and (inputs is None or attention.pattern.shape[-1] != inputs.tokens.shape[1]):
-        raise ValueError("attention is drawn on the pictures of its inputs: give inputs, those that it was measured on")
-    pictures = [] if inputs is None else placed_pictures(inputs, row)
-    places = [(medium, grid, _cells(grid)) for medium, _, grid in pictures]
-    heats = None if inputs is None or attention is None else [(inputs.medium[row].cpu() == m, c) for m, _, c in places]
+        raise ValueError("attention is drawn on the media of its inputs: give inputs, those that it was measured on")
+    stage = None if inputs is None or masks is None else _stage(inputs, row, masks, drawn)
+    media = [] if stage is None else stage.media()
+    sites_of = {} if masks is None else {name: mask[row].nonzero()[:, 0].tolist() for name, mask in masks.items()}
     steps = [-1, *(layer for layer, *_ in drawn.layers if layer >= 0), drawn.nodes[-1].layer]
     data = {
         "nodes": [
@@ -77,7 +82,8 @@ def circuit_page(
                 "row": steps.index(node.layer),
                 "x": node.x,
                 "words": [spelled(word) for word in words[node.name]] if words and node.name in words else None,
-                "heat": None if attention is None or heats is None else _heat(attention, row, node, heats),
+                "positions": sites_of.get(node.name),
+                "heat": None if attention is None or inputs is None else _heat(attention, inputs, row, node, media),
             }
             for node in drawn.nodes
         ],
@@ -85,14 +91,9 @@ def circuit_page(
             {"source": e.source, "ends": e.ends, "destination": spelled(e.destination), "score": e.score}
             for e in drawn.edges
         ],
-        "cells": [[box for _, box in cells] for *_, cells in places],
+        "media": media,
     }
-    figures = "".join(
-        _picture(
-            image, grid, drawn, {} if masks is None else {n: m[row, _of(inputs, row, medium)] for n, m in masks.items()}
-        )
-        for medium, image, grid in pictures
-    )
+    shown = f'{stage.html("stage")}<p class="soft" id="seen"></p>' if media and stage is not None else ""
     what, units = told(found, drawn)
     asked = (
         ""
@@ -105,66 +106,68 @@ def circuit_page(
 <div class="tools"><label for="count">edges shown, the largest first</label>
 <input type="range" id="count" min="1" max="{count}" value="{min(count, FIRST)}"><output id="told" for="count"></output>
 <label><input type="checkbox" id="whole"> only those on a way from what enters to the logits</label></div>
-<div class="view"><div class="graph">{_graph(drawn, what)}</div>
-<aside>{figures}{_legend(drawn)}<section id="panel" aria-live="polite"></section></aside></div>
+<div class="view-of"><div class="graph">{_graph(drawn, what)}</div>
+<aside>{shown}{_legend(drawn)}<section id="panel" aria-live="polite"></section></aside></div>
 <p class="soft">Keys: Tab to the circuit, arrows from node to node, Enter for its edges, Escape back, + and - for more and
 fewer edges.</p>"""
-    return Page(document(spelled(title), body, style=STYLE, script=SCRIPT, data=data))
+    style, script = STAGE_STYLE + LAYOUT + STYLE, STAGE_SCRIPT + SCRIPT
+    return Page(document(spelled(title), body, style=style, script=script, data=data))
 
 
-def _of(inputs: Inputs | None, row: int, medium: int) -> Bool[Tensor, " pos"]:
-    assert inputs is not None, "pictures are those of inputs"
-    return inputs.medium[row].cpu() == medium
+def _stage(inputs: Inputs, row: int, masks: Mapping[str, Bool[Tensor, "batch pos"]], drawn: Layout) -> Stage:
+    """Return the media of a row, with the regions of sites in their nodes' colours."""
+    number = {node.name: place for place, node in enumerate(drawn.nodes)}
+    whole, views = staged(inputs, row), []
+    for view in whole.views:
+        if view.kind == "text":
+            continue
+        over = "".join(
+            f'<path class="region" data-node="{number.get(site, -1)}" stroke="{drawn.colors[site]}" d="{path}"/>'
+            for site, mask in masks.items()
+            if site != "rest" and (path := "".join(_outlines(view, inputs, row, mask[row])))
+        )
+        views.append(replace(view, over=over, width=min(view.width, SIDES.get(view.kind, view.width))))
+    return replace(whole, views=tuple(views))
 
 
-def _cells(grid: Grid | Tiles) -> list[tuple[int, list[float]]]:
-    """Return the positions that show the picture largest, and each one's box: x, y, width, height."""
-    found = []
-    for tile, indices in grid.painted(torch.arange(len(grid))):
-        for index in indices.flatten().tolist() if tile in finest(grid) else ():
-            if (box := grid.box(index)) is not None:
-                left, top, right, bottom = box
-                found.append((index, [round(v, 2) for v in (left, top, right - left, bottom - top)]))
-    return found
+def _outlines(view: View, inputs: Inputs, row: int, inside: Bool[Tensor, " pos"]) -> Iterator[str]:
+    """Yield the lines around the positions of a view that are `inside`, as an SVG path."""
+    for place, positions in _grids(view, inputs, row):
+        for (a, b), (c, d) in boundary(place, inside[positions]):
+            yield f"M{a:.2f} {b:.2f}L{c:.2f} {d:.2f}"
 
 
-def _heat(
-    attention: AttentionRows, row: int, node: Node, places: Sequence[tuple[Tensor, list[tuple[int, list[float]]]]]
-) -> list[dict[str, Any]] | None:
-    """Return the attention of a head's last query on each picture: all of it, its largest, and each cell's share of that."""
+def _grids(view: View, inputs: Inputs, row: int) -> Iterator[tuple[Grid, list[int]]]:
+    """Yield the grids that a view shows, each with its positions; a sound is one of a single row."""
+    if view.kind == "sound" and view.cells:
+        columns = tuple((left, right) for _, (left, _, right, _) in view.cells)
+        size = (round(view.box[2]), round(view.box[3]))
+        yield Grid(1, len(columns), view.box, size, columns_at=columns), [position for position, _ in view.cells]
+        return
+    held = {position for position, _ in view.cells}
+    for medium, place in enumerate(inputs.grids[row]):
+        positions, start = (inputs.medium[row] == medium).nonzero()[:, 0].tolist(), 0
+        for grid in place.grids if isinstance(place, (Grid, Tiles)) else ():
+            own = positions[start : start + len(grid)]
+            start += len(grid)
+            if grid.columns and held.intersection(own):
+                yield grid, own
+
+
+def _heat(attention: AttentionRows, inputs: Inputs, row: int, node: Node, media: Sequence[int]) -> dict[str, Any] | None:
+    """Return the attention of a head's last query: on each medium, its largest, and each position's share of that."""
     head = int(node.name.rpartition("H")[2]) if node.kind == "head" else -1
-    if node.layer not in attention.layers or head not in attention.heads:
+    if not media or node.layer not in attention.layers or head not in attention.heads:
         return None
     query = int((attention.queries[row] >= 0).nonzero()[-1])
-    pattern = attention.pattern[attention.layers.index(node.layer), row, attention.heads.index(head), query]
-    found = []
-    for where, cells in places:
-        own = pattern[where]
-        shares = own[[index for index, _ in cells]]
-        top = float(shares.max())
-        values = bytes((255 * shares / max(top, 1e-12)).round().int().tolist())
-        found.append({"mass": float(own.sum()), "top": top, "values": base64.b64encode(values).decode()})
-    return found
-
-
-def _picture(image: Any, grid: Grid | Tiles, drawn: Layout, inside: Mapping[str, Tensor]) -> str:
-    left, top, right, bottom = grid.region
-    width, height = image.size
-    number = {node.name: place for place, node in enumerate(drawn.nodes)}
-    regions, named = "", []
-    for site, own in inside.items():
-        if site == "rest" or not (around := boundary(grid, own)):
-            continue
-        path = "".join(f"M{a:.2f} {b:.2f}L{c:.2f} {d:.2f}" for (a, b), (c, d) in around)
-        regions += f'<path class="region" data-node="{number.get(site, -1)}" stroke="{drawn.colors[site]}" d="{path}"/>'
-        named.append(spelled(site))
-    caption = escape("The picture" + (f", with the regions of {', '.join(named)}" if named else ""))
-    return (
-        f'<figure><svg class="picture{" small" if max(image.size) <= 128 else ""}" role="img" aria-label="{caption}" '
-        f'data-caption="{caption}" viewBox="{left} {top} {right - left} {bottom - top}"><image width="{width}" '
-        f'height="{height}" preserveAspectRatio="none" href="{uri(compressed(image))}"/><g class="heat"></g>{regions}</svg>'
-        f'<figcaption class="soft">{caption}</figcaption></figure>'
-    )
+    shares = attention.pattern[attention.layers.index(node.layer), row, attention.heads.index(head), query].cpu()
+    names, medium = group_names(inputs, row), inputs.medium[row].cpu()
+    top = float(shares[media].max())
+    return {
+        "masses": [[name, float(shares[medium == number].sum())] for number, name in enumerate(names)],
+        "top": top,
+        "values": packed(255 * shares[media] / max(top, 1e-12), 8),
+    }
 
 
 def _graph(drawn: Layout, what: str) -> str:

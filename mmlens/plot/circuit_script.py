@@ -2,31 +2,24 @@
 
 STYLE = """
 :root { --for: #b2182b; --against: #2166ac; --head: #e3e9f0; --mlp: #f4e6c8; --neurons: #d5ecd8; --deepstack: #e9dcf2;
-  --band: #f2f0eb; --heat: #d7301f; }
+  --band: #f2f0eb; }
 @media (prefers-color-scheme: dark) {
   :root { --for: #ff8370; --against: #6db3f2; --head: #35414f; --mlp: #574827; --neurons: #2c4d35; --deepstack: #46355a;
-    --band: #1f2327; --heat: #ff3b1f; }
+    --band: #1f2327; }
 }
-body { max-width: 100rem; padding: 1.2rem; } h1 { font-size: 1.4rem; } p { margin: .2rem 0; }
-.tools { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; margin: .7rem 0; }
-.tools input[type=range] { width: min(24rem, 60vw); accent-color: var(--mark); }
-.view { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
+.tools input[type=range] { width: min(24rem, 60vw); }
 .graph { flex: 0 1 auto; min-width: 0; overflow-x: auto; }
 .graph svg { display: block; max-width: 100%; min-width: 26rem; height: auto; }
-aside { flex: 1 1 19rem; max-width: 34rem; position: sticky; top: .5rem; max-height: 98vh; overflow-y: auto; }
-aside h2 { font-size: 1.15rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere; }
-aside h3 { font-size: .95rem; margin: .8rem 0 0; }
-figure { margin: 0 0 .5rem; } figure svg { width: 100%; max-height: 19rem; display: block; }
-.small image { image-rendering: pixelated; }
+aside { flex: 1 1 19rem; max-width: 34rem; } aside h2 { font-size: 1.15rem; margin: .8rem 0 .2rem; }
+aside h3 { margin: .8rem 0 0; } #seen { min-height: 3.1em; }
 .legend { list-style: none; margin: .4rem 0; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem;
   overflow-wrap: anywhere; }
 .legend svg { width: 2.2rem; height: .8rem; vertical-align: baseline; margin-right: .4rem; }
-table { width: 100%; } td:first-child { overflow-wrap: anywhere; }
-td button { font: inherit; color: var(--ink); background: none; border: 0; padding: 0; text-decoration: underline;
-  text-align: left; cursor: pointer; }
+td:first-child { overflow-wrap: anywhere; }
+td button { color: var(--ink); background: none; border: 0; padding: 0; text-decoration: underline; text-align: left; }
 .pos { --own: var(--for); } .neg { --own: var(--against); } td.pos, td.neg { color: var(--own); }
-svg text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-svg text.soft { fill: var(--soft); font-size: 13px; } svg text.way { fill: var(--soft); font-size: 10px; }
+.graph text { font: 13px system-ui, sans-serif; fill: var(--ink); }
+.graph text.soft { fill: var(--soft); } .graph text.way { fill: var(--soft); font-size: 10px; }
 .band { fill: var(--band); }
 .edge { fill: none; stroke: var(--own); opacity: .7; }
 .edge.q { stroke-dasharray: 6 3; } .edge.k { stroke-dasharray: 2 2.5; }
@@ -39,30 +32,17 @@ svg text.soft { fill: var(--soft); font-size: 13px; } svg text.way { fill: var(-
 .focus { fill: none; stroke: none; }
 .node:focus-visible .focus { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 5 3; }
 .node[aria-pressed=true] .focus { stroke: var(--ink); stroke-width: 3; stroke-dasharray: none; }
-.region { fill: none; stroke-width: 3; stroke-linecap: round; vector-effect: non-scaling-stroke; }
-.looked image { opacity: .4; } .heat rect { fill: var(--heat); }
 .some .region { opacity: .25; } .some .region.lit { opacity: 1; }
 """
 
 SCRIPT = r"""
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const graph = $("graph"), slider = $("count"), whole = $("whole"), told = $("told"), panel = $("panel");
   const boxes = [...graph.querySelectorAll(".node")], paths = [...graph.querySelectorAll(".edge")];
-  const views = [...document.querySelectorAll("svg.picture")];
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toPrecision(3);
-  const percent = (x) => (x < 0.095 ? (100 * x).toPrecision(2) : Math.round(100 * x)) + "\u00a0%";
-  let chosen = null, near = null, at = boxes.length - 1, last = "";
-
-  function make(tag, text, name) {
-    const one = document.createElement(tag);
-    if (text !== undefined) one.textContent = text;
-    if (name) one.className = name;
-    return one;
-  }
+  let chosen = null, near = null, at = boxes.length - 1, last = "", looked = null, pointed = null;
 
   function live() {  // the numbers of the edges that are shown
     let some = data.edges.map((_, n) => n).filter((n) => n < slider.valueAsNumber);
@@ -105,20 +85,37 @@ SCRIPT = r"""
   }
 
   function look(active) {  // the regions of a site, and where a head looks
+    if (!stage) return;
     const node = active === null ? null : data.nodes[active];
-    views.forEach((view, number) => {
-      const regions = [...view.querySelectorAll(".region")];
-      regions.forEach((one) => one.classList.toggle("lit", Number(one.dataset.node) === active));
-      view.classList.toggle("some", node !== null && node.enters);
-      const heat = node && node.heat ? node.heat[number] : null, values = heat ? bytes(heat.values) : null;
-      view.classList.toggle("looked", heat !== null);
-      [...view.querySelectorAll(".heat rect")].forEach((cell, n) => {
-        cell.setAttribute("fill-opacity", values ? (0.85 * values[n] / 255).toFixed(3) : "0");
-      });
-      view.parentNode.querySelector("figcaption").textContent = heat
-        ? `${node.name}: ${percent(heat.mass)} of the last position's attention lies on this picture, at most `
-          + `${percent(heat.top)} on one position` : view.dataset.caption;
+    if (looked !== (node && node.heat)) {
+      looked = node && node.heat;
+      const shares = looked && numbers(looked.values, 8), values = [];
+      if (looked) data.media.forEach((position, n) => { values[position] = shares[n] / 255; });
+      paint(stage, looked && values);
+    }
+    stage.root.querySelectorAll(".region").forEach((one) => {
+      one.classList.toggle("lit", Number(one.dataset.node) === active);
     });
+    stage.root.classList.toggle("some", node !== null && node.enters);
+    mark(stage, "ringed", node && node.positions ? node.positions.filter((n) => !stage.boxes.has(n)) : []);
+    seen(node);
+  }
+
+  function seen(node) {
+    const drawn = new Set([...stage.root.querySelectorAll(".region")].map((one) => Number(one.dataset.node)));
+    const sites = data.nodes.filter((one, n) => drawn.has(n)).map((one) => one.name);
+    let text = sites.length ? `outlined: ${sites.join(", ")}` : "";
+    if (looked) {
+      text = `${node.name}, the last position's attention: `
+        + looked.masses.map(([name, mass]) => `${percent(mass)} lies on ${name}`).join(", ")
+        + `; the full colour is ${percent(looked.top)} on one position`;
+    }
+    if (pointed !== null) {
+      const own = data.nodes.filter((one) => one.positions && one.positions.includes(pointed)).map((one) => one.name);
+      const share = looked ? `: ${percent(looked.top * numbers(looked.values, 8)[data.media.indexOf(pointed)] / 255)}` : "";
+      text = stage.about[pointed] + (own.length ? `, of ${own.join(", ")}` : "") + share;
+    }
+    $("seen").textContent = text;
   }
 
   function row(node, way, score) {
@@ -192,11 +189,7 @@ SCRIPT = r"""
   });
   slider.addEventListener("input", draw);
   whole.addEventListener("change", draw);
-  views.forEach((view, number) => data.cells[number].forEach(([x, y, width, height]) => {
-    const cell = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    Object.entries({ x, y, width, height, "fill-opacity": 0 }).forEach(([key, value]) => cell.setAttribute(key, value));
-    view.querySelector(".heat").append(cell);
-  }));
+  const stage = $("stage") && staged("stage", (position) => { pointed = position; draw(); });
   draw();
 })();
 """

@@ -20,13 +20,16 @@ from mmlens.plot.html import Page, document
 
 JOINER = "\u2060"  # has no width; behind < and & it keeps HTML from reading a tag or a character, and text stays as it is
 MOST = 4_000_000  # numbers that a page holds
+PATTERN = "Each row of a pattern is a query, each column a key; a share of 0 has no colour, one of 1 the strongest."
 
 STYLE = """
 body { max-width: 82rem; padding: 1.2rem; } h1 { font-size: 1.3rem; margin-top: 1.2rem; }
 h1:first-child { margin-top: 0; }
-select { font: inherit; font-size: .9rem; } label { display: inline-block; margin: .2rem 0 .5rem; }
+p { margin: .1rem 0 .5rem; } select { font: inherit; font-size: .9rem; }
+label { display: inline-block; margin: .2rem 0 .5rem; }
 .circuitsvis { background: #fff; color: #1d2329; color-scheme: light; padding: .8rem; border-radius: 6px; overflow-x: auto;
-  border: 1px solid var(--line); font-size: 1rem; }
+  border: 1px solid #dcd9d3; font-size: 1rem; }
+@media (prefers-color-scheme: dark) { .circuitsvis { filter: invert(.91) hue-rotate(180deg); } }  /* it knows light alone */
 .circuitsvis h4 { margin: .3rem 0; } .circuitsvis figure:focus-visible { outline: 3px solid #0b6bcb; }
 .circuitsvis button { font: inherit; font-size: .95rem; min-width: 1em; min-height: 1.6em; }
 .circuitsvis table td, .circuitsvis table th { text-align: center; padding: .1rem .5rem; }
@@ -51,11 +54,18 @@ for (const [number, view] of JSON.parse(document.getElementById("data").textCont
     const inner = document.createElement("div");
     inner.id = `view-${number}-${select ? select.selectedIndex : 0}`;
     root.replaceChildren(inner);
+    document.getElementById(`note-${number}`).textContent = view.notes[select ? select.selectedIndex : 0] ?? view.notes[0];
     const props = { ...view.props, ...view.choices[select ? select.selectedIndex : 0] };
     CircuitsVis.render(inner.id, CircuitsVis[view.component], props);
   };
   new MutationObserver(() => {
     if (view.component === "AttentionPatterns" && root.querySelector("canvas")) Object.assign(console, { log, warn });
+    const units = view.component === "TopkTokens" && root.querySelector("#visible-cols-selector");
+    if (units && !units.dataset.seen) {  // it begins with five columns, also where there are fewer units
+      units.dataset.seen = "yes";
+      units.value = Math.min(5, units.options.length);
+      units.dispatchEvent(new Event("change", { bubbles: true }));
+    }
     for (const figure of root.querySelectorAll("figure:not([role])")) {  // heads, which CircuitsVis gives to the mouse alone
       figure.tabIndex = 0;
       figure.setAttribute("role", "button");
@@ -76,7 +86,10 @@ for (const [number, view] of JSON.parse(document.getElementById("data").textCont
 
 @dataclass(frozen=True)
 class View:
-    """One view: the name of CircuitsVis' component, what it is given, and, of several `choices`, what each one adds."""
+    """One view: the name of CircuitsVis' component, what it is given, and, of several `choices`, what each one adds.
+
+    `notes` say what the colours of each choice are, or of all, in words.
+    """
 
     title: str
     component: str
@@ -84,6 +97,7 @@ class View:
     choices: tuple[dict[str, Any], ...] = ({},)
     names: tuple[str, ...] = ()
     what: str = ""
+    notes: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,7 +120,8 @@ def tokens(
     """Return a page of the words, each coloured by its value: blue above 0, red below, white at 0.
 
     `words` are those of the positions (`model.to_str_tokens(inputs.tokens[0])`). Of several maps, each on its own scale,
-    one is shown, chosen by its name; a word's value is told where the mouse is over it.
+    one is shown, chosen by its name; a word's value is told where the mouse is over it. A line says where a scale ends. In
+    a dark page light and dark change places, and colours stay.
     Raises ValueError for values of other positions and other numbers of names.
     """
     maps = values.detach().float().cpu().reshape(-1, values.shape[-1])
@@ -115,11 +130,12 @@ def tokens(
         raise ValueError(
             f"one value is of one word: {len(words)} words, got values {list(values.shape)} ([pos] or [map, pos])"
         )
-    choices = []
+    choices, notes = [], []
     for own in maps:
         largest = float(own.nan_to_num(0, 0, 0).abs().amax()) or 1.0
         choices.append({"values": _short(own), "minValue": -largest, "maxValue": largest})
-    view = View(title, "ColoredTokens", {"tokens": _inert(words)}, tuple(choices), names, "coloured by")
+        notes.append(f"Blue is above 0, full at +{largest:.3g}; red below, full at −{largest:.3g}.")
+    view = View(title, "ColoredTokens", {"tokens": _inert(words)}, tuple(choices), names, "coloured by", tuple(notes))
     return _page(view, height=260 + 26 * (len(words) // 14))
 
 
@@ -147,7 +163,7 @@ def attention_patterns(
         raise ValueError(f"a page holds at most {MOST:,} numbers, got {stack.numel():,}: choose layers, heads or positions")
     props = {"tokens": _inert(words), "headLabels": list(_names(heads, stack.shape[1], "head"))}
     choices = tuple({"attention": _short(own)} for own in stack)
-    view = View(title, "AttentionPatterns", props, choices, _names(layers, len(stack), "layer"), "layer")
+    view = View(title, "AttentionPatterns", props, choices, _names(layers, len(stack), "layer"), "layer", (PATTERN,))
     return _page(view, height=760)
 
 
@@ -162,8 +178,8 @@ def top_k_tokens(
 ) -> Views:
     """Return a page of the k words of each row at which each unit is highest, and the k at which it is lowest.
 
-    `words` and `activations` hold one entry for each row. Values are given as shares of the largest absolute one, which the
-    heading says; the view colours those above 0 alone, and of a single row it shows one unit at a time.
+    `words` and `activations` hold one entry for each row. Values are given as shares of the largest absolute one, which a
+    line says; the view colours those above 0 alone, and of a single row it shows one unit at a time.
     Raises ValueError for activations of other positions and other numbers of names.
     """
     if len(words) != len(activations) or not words:
@@ -183,7 +199,8 @@ def top_k_tokens(
         found = [v.detach().float().cpu().topk(min(k, v.shape[1]), dim=1, largest=high) for v in activations]
         values, places = ([one[part] if high else one[part].flip(1) for one in found] for part in (0, 1))
         props |= {f"{name}kVals": [_short(one / largest) for one in values], f"{name}kIdxs": [p.tolist() for p in places]}
-    view = View(f"{title} (values as shares of {largest:.3g}, the largest)", "TopkTokens", props)
+    note = f"Values are shares of {largest:.3g}, the largest; the full colour is 1, and what is not above 0 has none."
+    view = View(title, "TopkTokens", props, notes=(note,))
     return _page(view, height=400 + 60 * k)
 
 
@@ -202,10 +219,16 @@ def _page(*views: View, height: int) -> Views:
         if len(view.choices) > 1:
             options = "".join(f"<option>{escape(name)}</option>" for name in view.names)
             parts.append(f'<label>{view.what} <select id="choice-{number}">{options}</select></label>')
+        parts.append(f'<p class="soft" id="note-{number}">{escape(view.notes[0])}</p>')
         parts.append(
             f'<div class="circuitsvis" id="view-{number}" role="group" aria-label="{escape(spelled(view.title))}"></div>'
         )
-    data = {"views": [{"component": view.component, "props": view.props, "choices": view.choices} for view in views]}
+    data = {
+        "views": [
+            {"component": view.component, "props": view.props, "choices": view.choices, "notes": view.notes}
+            for view in views
+        ]
+    }
     title = spelled(views[0].title)
     html = document(title, "\n".join(parts), style=STYLE, script=f"{BEFORE}{_bundle()}\n{SCRIPT}", data=data)
     return Views(html=html, height=height, views=views)

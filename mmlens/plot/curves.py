@@ -14,6 +14,7 @@ from mmlens.plot.canvas import RANDOM
 
 GROUPS = {"image": "#c0392b", "text": "#2c3e50", "special": "#95a5a6", "audio": "#8e44ad", "video": "#d35400"}
 OTHERS = ("#2980b9", "#27ae60", "#f39c12", "#e84393", "#6c3b1c", "#16a085")
+PROJECTIONS = {"tsne": "t-SNE", "umap": "UMAP"}  # those whose axes have no unit: only who is near whom counts
 STREAM = "layer (the stream that enters it; the last is the output)"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmlens.analysis import GroupGeometry, ProbingScore, TelomereScore
 from mmlens.plot.canvas import OURS, canvas, plain
-from mmlens.plot.curves import OTHERS, STREAM, colors_of, layer_axis, mean_curve, random_curves
+from mmlens.plot.curves import OTHERS, PROJECTIONS, STREAM, colors_of, layer_axis, mean_curve, random_curves
 
 MOST = 4  # layers whose plane is drawn
 
@@ -64,8 +64,8 @@ def _plane(axes: Axes, result: GroupGeometry, layer: int) -> None:
         axes.scatter(here[:, 0], here[:, 1], color=colors[group], s=size, alpha=0.7, linewidth=0, label=label)
     axes.set_title(f"layer {layer}" + (" (the output)" if layer == len(result.plane) - 1 else ""), fontsize=11)
     for write, axis in ((axes.set_xlabel, 0), (axes.set_ylabel, 1)):
-        share = float(result.explained[layer, axis])
-        write(f"t-SNE {axis + 1}" if math.isnan(share) else f"component {axis + 1} ({share:.0%})", fontsize=9)
+        share, name = float(result.explained[layer, axis]), PROJECTIONS.get(result.provenance.parameters["projection"])
+        write(f"{name} {axis + 1} (no unit)" if name else f"component {axis + 1} ({share:.0%})", fontsize=9)
     axes.set_aspect("equal", adjustable="datalim")
     axes.tick_params(labelsize=8)
 

@@ -62,7 +62,9 @@ def image_lens(
     names = [str(layer) for layer in range(depth)]
     if lens.site == "resid":
         names[-1] = "output"
-    media = [position - first for position in stage.media()] or list(range(length - first))
+    media, of = [position - first for position in stage.media()], "positions on media"
+    if not media:
+        media, of = list(range(length - first)), "positions"
     common = Counter(own[:, media, 0].flatten().tolist()).most_common(200)
     data = {
         "first": first,
@@ -70,6 +72,7 @@ def image_lens(
         "k": k,
         "layers": names,
         "media": media,
+        "of": of,
         "words": words,
         "bits": bits,
         "tokens": packed(own, bits),
@@ -91,7 +94,7 @@ Asked: {escape(spelled(" ".join(inputs.text[row].split()), 300))}</p>
 <label><input type="checkbox" id="written" checked> words on the picture</label>
 <label>a word <input id="word" list="known" size="14" autocomplete="off" spellcheck="false"></label>
 <datalist id="known">{options}</datalist><button type="button" id="clear">no word</button></div>
-<div id="bars" aria-hidden="true"></div>
+<div id="bars" aria-hidden="true"></div><p class="soft" id="bars-told"></p>
 <p id="legend" aria-live="polite"></p><p id="chips"></p>
 <div class="view-of"><div class="main">{stage.html("stage")}</div>
 <aside id="panel"></aside></div>

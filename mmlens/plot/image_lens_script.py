@@ -82,6 +82,8 @@ SCRIPT = r"""
 
   function bars() {
     const values = data.layers.map((_, l) => mean(l, word ? reads : top)), most = word ? Math.max(...values, 1e-9) : 1;
+    $("bars-told").textContent = `probability of ${word ? `“${word.text}”` : "the top word"} by layer, mean of `
+      + `${data.media.length} ${data.of}; the full height is ${percent(most)}`;
     $("bars").replaceChildren(...values.map((value, l) => {
       const one = make("button", undefined, l === layer ? "now" : ""), bar = make("span");
       one.type = "button";
@@ -172,7 +174,7 @@ SCRIPT = r"""
       line.append(cell(`${one.word} (target)`), cell(share, "number"), cell(`rank ${rank}`));
       now.append(line);
     });
-    const head = make("tr"), words = Math.min(k, 4);
+    const head = make("tr"), words = Math.min(k, 3);
     ["layer", "nats", ...Array(words).fill("").map((_, j) => `word ${j + 1}`)].forEach((text) => {
       const one = make("th", text);
       one.style.textAlign = "left";

@@ -5,9 +5,8 @@ from matplotlib.figure import Figure
 
 from mmlens.analysis import MediaGeometry
 from mmlens.plot.canvas import OURS, RANDOM, canvas, plain
-from mmlens.plot.curves import colors_of
+from mmlens.plot.curves import PROJECTIONS, colors_of
 
-NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
 MARKERS = "osD^vPX"  # beside colours, of which there is one fewer: where a colour comes again, its marker is another
 
 
@@ -28,7 +27,7 @@ def media_geometry(result: MediaGeometry) -> Figure:
         axes.scatter(here[:, 0], here[:, 1], color=color, marker=marker, s=size, alpha=0.75, linewidth=0, label=label)
     for write, axis in ((axes.set_xlabel, 0), (axes.set_ylabel, 1)):
         share = float(result.explained[axis])
-        name = NAMES.get(result.projection)
+        name = PROJECTIONS.get(result.projection)
         write(f"{name} {axis + 1} (no unit)" if name else f"component {axis + 1} ({share:.0%} of the variance)")
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(alpha=0.25)

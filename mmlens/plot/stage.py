@@ -39,6 +39,7 @@ Kind = Literal["picture", "frame", "sound", "cells", "text"]
 Cell = tuple[int, Box]
 END = 0.35  # how wide the position that ends a row is drawn, in columns
 WIDE, HIGH, FLOOR, DECIBELS = 1000.0, 170.0, 60.0, 80.0  # a spectrogram: its size, its lowest frequency (Hz), its range
+BESIDE, BELOW, BEHIND = 90.0, 36.0, 24.0  # room around it for frequencies, for seconds, and for the last of these
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class View:
 
     `cells` are (position of the stream, box): pixels of the original, for a sound those of the spectrogram; `line` are
     positions without a box, each with its word. `ends` are those that end a row of a grid and hold no piece of the picture.
-    `alt` says what is seen, in words.
+    `alt` says what is seen, in words; `over` is SVG that lies above the boxes, in their units.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class View:
     highest: float = 0.0
     name: str = ""
     ends: frozenset[int] = frozenset()
+    over: str = ""
 
     @property
     def positions(self) -> list[int]:
@@ -326,9 +328,9 @@ def _line(view: View) -> str:
 def _drawing(view: View, name: str, drawn: dict[bytes, str]) -> str:
     left, top, right, bottom = view.box
     wide, high = view.size
-    axis, below = "", 0.0
+    axis = ""
     if view.kind == "sound":
-        axis, below = _axis(view), 26.0
+        axis, left, bottom, right = _axis(view), left - BESIDE, bottom + BELOW, right + BEHIND
     if view.image in drawn:
         image = f'<use href="#{drawn[view.image]}"/>'
     else:
@@ -339,14 +341,15 @@ def _drawing(view: View, name: str, drawn: dict[bytes, str]) -> str:
         )
     boxes = [[n, *(round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0))] for n, (x0, y0, x1, y1) in view.cells]
     alt = escape(view.alt)
-    box = f"{left:g} {top:g} {right - left:g} {bottom - top + below:g}"
+    box = f"{left:g} {top:g} {right - left:g} {bottom - top:g}"
     small = " small" if view.kind != "sound" and max(view.size) <= 128 else ""
     role = 'role="listbox" tabindex="0"' if view.cells else 'role="img"'
     return (
         f'<figure class="view {view.kind}{small}"><figcaption class="soft">{alt}</figcaption><div class="scroll">'
         f'<svg class="drawing" {role} aria-label="{alt}" viewBox="{box}" width="{view.width}" '
         f'data-cells="{json.dumps(boxes, separators=(",", ":"))}"><g class="under">{image}</g><g class="cells"></g>'
-        f'<g class="words" aria-hidden="true"></g>{axis}</svg></div></figure>'
+        f'<g class="over" aria-hidden="true">{view.over}</g><g class="words" aria-hidden="true"></g>{axis}'
+        "</svg></div></figure>"
     )
 
 
@@ -357,13 +360,14 @@ def _axis(view: View) -> str:
     parts = []
     for n in range(int(view.seconds / step + 1e-9) + 1):
         x = WIDE * n * step / view.seconds
-        anchor = "start" if not n else "end" if x > WIDE - 20 else "middle"
-        parts.append(f'<path d="M{x:.1f} {HIGH}v5"/><text x="{max(x, 3):.1f}" y="{HIGH + 21}" text-anchor="{anchor}">')
+        anchor = "end" if x > WIDE - 20 else "middle"
+        parts.append(f'<path d="M{x:.1f} {HIGH}v5"/><text x="{x + (anchor == "end") * (BEHIND - 7):.1f}" y="{HIGH + 8}" ')
+        parts.append(f'text-anchor="{anchor}">')
         parts.append(f"{n * step:g} s</text>")
     low = min(FLOOR, view.highest / 2)
     for hertz in (100, 1000, 4000, 10_000):
         if low < hertz < 0.9 * view.highest:
             y = HIGH * (1 - np.log(hertz / low) / np.log(view.highest / low))
             name = f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz"
-            parts.append(f'<text class="hertz" x="4" y="{y + 5:.1f}">{name}</text>')
+            parts.append(f'<path d="M0 {y:.1f}h-5"/><text class="hertz" x="-8" y="{y:.1f}">{name}</text>')
     return f'<g class="axis" aria-hidden="true">{"".join(parts)}</g>'

@@ -10,12 +10,14 @@ STYLE = """
 .drawing { display: block; height: auto; outline-offset: -2px; }
 .small image { image-rendering: pixelated; }
 .strip { display: flex; gap: .8rem; overflow-x: auto; } .strip figure { flex: none; }
+.strip figcaption { width: 0; min-width: 100%; }
 .sound .under { filter: invert(1); } @media (prefers-color-scheme: dark) { .sound .under { filter: none; } }
 .axis { pointer-events: none; } .axis path { stroke: var(--soft); }
-.axis text { font: 15px system-ui, sans-serif; fill: var(--soft); }
-.axis .hertz { font-size: 13px; fill: var(--ink); paint-order: stroke; stroke: var(--veil); stroke-width: 3px; }
+.axis text { font: max(15px, calc(11px * var(--unit, 1))) system-ui, sans-serif; fill: var(--soft);
+  dominant-baseline: hanging; }
+.axis .hertz { font-size: max(14px, calc(10px * var(--unit, 1))); text-anchor: end; dominant-baseline: central; }
 .faded .under { opacity: .4; } @media (prefers-color-scheme: dark) { .faded .under { opacity: .55; } }
-.painted .picture .under, .painted .frame .under { filter: grayscale(.75); }
+.painted .picture .under, .painted .frame .under { filter: grayscale(1); }
 .cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
   vector-effect: non-scaling-stroke; pointer-events: all; }
 .cells .cold { fill: var(--cold); }
@@ -28,6 +30,7 @@ STYLE = """
 .line { display: flex; flex-wrap: wrap; gap: 2px; padding: 3px; max-height: 14rem; overflow-y: auto; }
 .line .cell { position: relative; padding: 0 .35em; border: 1px solid var(--line); border-radius: 4px; font-size: .85rem;
   cursor: pointer; white-space: pre; }
+.region { fill: none; stroke-width: 3; stroke-linecap: round; vector-effect: non-scaling-stroke; pointer-events: none; }
 .line .ringed { border-color: var(--ring); box-shadow: inset 0 0 0 1px var(--ring); }
 .line .chosen { border-color: var(--ring); box-shadow: 0 0 0 2px var(--ring); }
 .line .crossed::after { content: "×"; color: var(--soft); margin-left: .25em; }
@@ -158,6 +161,7 @@ function staged(name, point, choose) {
     drawings.forEach((one, n) => {
       const times = zoom.valueAsNumber, room = one.closest(".strip") ? Infinity : root.clientWidth || Infinity;
       one.setAttribute("width", Math.round(times * Math.min(widths[n], room)));
+      one.style.setProperty("--unit", one.viewBox.baseVal.width / Number(one.getAttribute("width")));  // of a pixel
     });
     if (stage.written) write(stage, stage.written);
   }
@@ -169,7 +173,7 @@ function staged(name, point, choose) {
   return stage;
 }
 
-function fade(stage) {  // the picture stands back behind colours and words
+function fade(stage) {  // the picture stands back behind colours and words; under colours it is grey (see STYLE)
   stage.root.classList.toggle("faded", stage.root.classList.contains("painted") || Boolean(stage.written));
 }
 
