@@ -1,18 +1,22 @@
-"""Exercises of 12_data_sets and 05_domains: what is averaged over what, and what chance does."""
+"""Exercises of 12_data_sets, 05_domains and 06_modalities: what is averaged over what, and what chance does."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import torch
 
-from mmlens.analysis import decode
-from mmlens.data import Example
-from mmlens.evaluation import evaluate
+from mmlens.analysis import Selection, decode, modality_neurons
+from mmlens.data import Example, question_examples
+from mmlens.evaluation import Ablation, evaluate
 from mmlens.hooks import knock_out
 from mmlens.neurons import Neurons
 from mmlens.organisms import pictoworld
+from mmlens.papers import huang2024
+from mmlens.stats import SampleStats
+from mmlens.sweeps import sweep
 from mmlens.teaching.exercise import compared, exercise, told_apart
-from mmlens.teaching.reading import number, whole, word
+from mmlens.teaching.reading import neuron, number, whole, word
 from mmlens.teaching.shared import organism
 
 
@@ -120,3 +124,84 @@ def by_chance(given: float) -> str | None:
     if abs(given - shared / 256) < 1e-6:  # within what random draws may come to, unless it is exactly this
         return "neurons in both are counted twice in 128 + 128"
     return compared(given, shared / (256 - shared), mistakes, "each of the 128 is in the other set with 5 %", within=0.1)
+
+
+def by_turns(n: int, seed: int) -> list[Example]:
+    """Return `n` questions for a noun about a picture and as many about notes, by turns, up to the noun."""
+    scenes = [s for s in pictoworld.scenes("held_out", n=2 * n, seed=seed) if any(q.kind == "color" for q in s.questions)]
+    turns: list[Example] = []
+    for scene in scenes[:n]:
+        for label, notes in (("seen", False), ("read", True)):
+            one = question_examples([scene], "color", notes=notes)[0]
+            head, _, noun = one.answers[0].rpartition(" ")
+            turns.append(replace(one, text=f"{one.text} {head}", answers=(noun,), label=label))
+    return turns
+
+
+@exercise("06/picks", whole)
+def picks(given: int) -> str | None:
+    """The paper's own partition has three groups, text, special and image. With `strategy="uniform"` and 2 % of 2,560
+    neurons in five layers, how many picks does its code make, which drops the rests of divisions (`exact=False`)?
+    """
+    wanted = int(0.02 * 2560)
+    each = wanted // (5 * 3)
+    mistakes = {
+        "that is how many are wanted; they are shared out evenly, and a rest is dropped": [wanted, wanted + 1],
+        "that is with two groups, as in this notebook": [wanted // (5 * 2) * 5 * 2],
+        "that is of each layer and each group": [each],
+        "that is of each group, in all layers; there are three": [each * 5],
+        "that is in each layer, of all groups; there are five": [each * 3],
+    }
+    return told_apart(given, each * 5 * 3, mistakes, "each of the five layers gives each of the three groups as many")
+
+
+@cache
+def of_modalities() -> Selection:
+    """Return the sets of image and text."""
+    model = organism("pictoworld")
+    counts = SampleStats(model.widths, groups=("image", "text"), **huang2024.STATISTICS)
+    return modality_neurons(sweep(model, by_turns(60, 53), {"counts": counts}, batch_size=30, progress=False)["counts"])
+
+
+@exercise("06/in-both", neuron)
+def in_both(given: tuple[int, int]) -> str | None:
+    """Two neurons are in both sets, of `modalities["image"]` and of `modalities["text"]`. Which of the two is more important
+    to image?
+    """
+    image, text = ([own[1:] for own in neurons] for neurons in of_modalities().sets.values())
+    first, *others = [own for own in image if own in text]  # a set is ordered by importance
+    mistakes = {
+        "it is in both, but the other one is more important to image": others,
+        "that one is in the set of image only": image,
+        "that one is in the set of text only": text,
+    }
+    return told_apart(
+        given, first, mistakes, 'it is in neither set; see (modalities["image"] & modalities["text"]).labels()'
+    )
+
+
+@cache
+def without_street() -> dict[str, dict[str, float]]:
+    """Return what cables and wheels lose with L0.u176 held at 0 or at its mean, by noun and whether it is seen or read."""
+    model, nouns = organism("pictoworld"), ("cable", "wheel")
+    tasks = [replace(e, label=f"{e.answers[0]}, {e.label}") for e in by_turns(150, 55) if e.answers[0] in nouns]
+    one = Neurons.of([(0, 176)], model.widths)
+    arms = {"zero": one, "mean": Ablation(one, value="mean")}
+    found = evaluate(model, tasks, "margin", arms, draws=0, progress=False).matrix("difference")
+    return {arm: found.loc[arm].to_dict() for arm in arms}
+
+
+@exercise("06/at-its-mean", number)
+def at_its_mean(given: float) -> str | None:
+    """Zero may be far from what a neuron usually does. What does it cost "cable, seen" (the mean change of the margin, with
+    `fresh` evaluated and nothing else) to hold `strong` at its mean, by `Ablation(strong, value="mean")`?
+    """
+    costs = without_street()
+    mistakes = {
+        'that is held at 0: Ablation(strong, value="mean")': costs["zero"]["cable, seen"],
+        "that is of wheels": costs["mean"]["wheel, seen"],
+        "that is of cables that are read": costs["mean"]["cable, read"],
+    }
+    return compared(
+        given, costs["mean"]["cable, seen"], mistakes, "evaluate(model, fresh, ...): the mean is of what is evaluated"
+    )

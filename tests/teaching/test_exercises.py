@@ -15,13 +15,14 @@ from mmlens import hooks, metrics, teaching, top_k
 from mmlens.analysis import (
     activation_patching,
     attention_rows,
+    by_quota,
     decode,
     knock_out_effect,
     logit_contribution,
     receptive_field,
 )
 from mmlens.data import Example
-from mmlens.evaluation import evaluate
+from mmlens.evaluation import Ablation, evaluate
 from mmlens.neurons import Neurons
 from mmlens.organisms import pictoworld
 from mmlens.teaching import check, exercises
@@ -202,6 +203,40 @@ def by_chance():
     return np.mean(draws), {6.4: "how many they share", 0.05: "the union", 0.025: "counted twice"}
 
 
+def picks():
+    scores = torch.rand(3, 5, 512, generator=torch.Generator().manual_seed(0))
+    given = dict(groups=("text", "special", "image"), widths={"language": (512,) * 5}, strategy="uniform")
+    right, exact = (sum(map(len, by_quota(scores, exact=exact, **given).values())) for exact in (False, True))
+    return right, {exact: "a rest is dropped", 50: "two groups", right // 15: "of each layer and each group"}
+
+
+def in_both():
+    modalities, image, text = variables("06", "modalities", "image_set", "text_set")
+    both = image & text
+    right, other = sorted(both, key=lambda own: -float(modalities.score[0, own[1], own[2]]))
+    name = "L{1}.u{2}".format
+    return name(*right), {
+        name(*other): "the other one",
+        (image - text).labels()[0]: "image only",
+        (text - image).labels()[0]: "text only",
+        "L4.u0": "in neither",
+    }
+
+
+def at_its_mean():
+    model, fresh, strong = variables("06", "model", "fresh", "strong")
+    arms = {value: Ablation(strong, value=value) for value in (0.0, "mean")}
+    found = evaluate(model, fresh, "margin", {str(name): arm for name, arm in arms.items()}, draws=0, progress=False)
+    costs = found.matrix("difference")
+    right = costs.loc["mean", "cable, seen"]
+    return right, {
+        costs.loc["0.0", "cable, seen"]: "held at 0",
+        costs.loc["mean", "wheel, seen"]: "of wheels",
+        -right: "the sign is not",
+        -7.0: "what is evaluated",
+    }
+
+
 def best_head():
     (by_head,) = variables("07", "by_head")
     ranked = by_head.mean[:, 0].flatten().argsort(descending=True)
@@ -266,6 +301,9 @@ SOLVED = {
     "05/entropy": entropy,
     "05/other-side": other_side,
     "05/by-chance": by_chance,
+    "06/picks": picks,
+    "06/in-both": in_both,
+    "06/at-its-mean": at_its_mean,
     "07/which-head": best_head,
     "07/which-position": which_position,
     "07/how-much-is-back": how_much_is_back,
