@@ -1,4 +1,4 @@
-"""Exercises of 01_first_look and 11_every_model: layers, masks and positions."""
+"""Exercises of 01_first_look, 02_image_lens and 11_every_model: layers, masks and positions."""
 
 import tempfile
 from functools import cache
@@ -14,7 +14,7 @@ from mmlens.hooks import ablate
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 from mmlens.neurons import Neurons, top_k
-from mmlens.organisms import pictoworld
+from mmlens.organisms import pictosound, pictoworld
 from mmlens.teaching.exercise import compared, exercise, told_apart
 from mmlens.teaching.reading import mask, number, whole
 from mmlens.teaching.shared import organism
@@ -109,6 +109,92 @@ def bottom_left(given: Bool[Tensor, "..."]) -> str | None:
     if (given & ~image).any():
         return f"{int((given & ~image).sum())} of the chosen positions hold no piece of the picture"
     return f"{int(given.sum())} positions are chosen; a quarter of 8 x 8 is 16"
+
+
+@cache
+def named() -> tuple[dict[str, float], float]:
+    """Return how often places of objects say a name: by what counts as it, the mean over objects, and over all places."""
+    model, scenes = organism("pictoworld"), pictoworld.scenes("held_out", n=40)
+    inputs = model.to_inputs(["what is in the image ?"] * len(scenes), images=[scene.image for scene in scenes])
+    read = logit_lens(model, inputs).tokens  # [layer, batch, pos, k]
+    hits: dict[str, list[Tensor]] = {"any": [], "first": [], "output": [], "ten": [], "last": []}
+    for row, scene in enumerate(scenes):
+        for thing in scene.objects:
+            here = inputs.overlap(torch.from_numpy(thing.mask), row=row)[row] > 0.5
+            if not here.any():
+                continue
+            pieces = torch.tensor(model.tokenizer(thing.noun, add_special_tokens=False)["input_ids"])
+            own = read[:, row, here]  # [layer, place, k]
+            hits["any"].append(torch.isin(own[4, :, 0], pieces))
+            hits["first"].append(own[4, :, 0] == pieces[0])
+            hits["last"].append(own[4, :, 0] == pieces[-1])
+            hits["output"].append(torch.isin(own[5, :, 0], pieces))
+            hits["ten"].append(torch.isin(own[4], pieces).any(-1))
+    means = {name: torch.stack([one.double().mean() for one in found]).mean().item() for name, found in hits.items()}
+    return means, torch.cat(hits["any"]).double().mean().item()
+
+
+@exercise("02/any-piece", number)
+def any_piece(given: float) -> str | None:
+    """A name of several tokens was counted by the first one. How often, in layer 4, is the top word at an object's places
+    *any* token of its name (the mean over `objects`, as in `says`)? Its tokens are
+    `model.tokenizer(noun, add_special_tokens=False)["input_ids"]`.
+    """
+    means, pooled = named()
+    mistakes = {
+        "that is the first token alone, as in the notebook": means["first"],
+        "that is the last token alone": means["last"],
+        "that is the output; layer 4 is the row before it": means["output"],
+        "that is any of the ten words: the top one is asked for, tokens[..., 0]": means["ten"],
+        "that is the share of all places: take each object's share first, then the mean of objects": pooled,
+        "in per cent; a share lies between 0 and 1": 100 * means["any"],
+    }
+    return compared(given, means["any"], mistakes, 'torch.isin(lenses["own"].tokens[4, row, here, 0], torch.tensor(pieces))')
+
+
+@exercise("02/second-picture", whole)
+def second_picture(given: int) -> str | None:
+    """Only the first picture of `two` has a tree. At how many positions of the *second* one is `tree` the top word in layer
+    4?
+    """
+    model, scenes = organism("pictoworld"), pictoworld.scenes("held_out", n=11)
+    text = "<image> and <image> which object is red ? answer :"
+    two = model.to_inputs(text, images=[scenes[0].image, scenes[10].image])
+    says = logit_lens(model, two, top_k=1).tokens[..., 0] == model.to_token("tree")
+    first, second = ((says & two.mask(f"image:{n}"))[:, 0].sum(-1).tolist() for n in (0, 1))
+    mistakes = {
+        "those are both pictures: mask them by image:1": [first[4] + second[4]],
+        "that is the first picture: image:1 is the second": [first[4]],
+        "that is the output; layer 4 is the row before it": [second[5]],
+        "that is layer 3: rows are counted from 0": [second[3]],
+    }
+    return told_apart(given, second[4], mistakes, 'two.mask("image:1"), and the lens of `two`, tokens[4, 0, :, 0]')
+
+
+@exercise("02/first-bell", number)
+def first_bell(given: float) -> str | None:
+    """After how many seconds of `heard` begins the first position that says `bell` in layer 4?
+    `heard.grids[0][0].seconds(i)` are the beginning and the end of the sound's i-th position.
+    """
+    model, clip = organism("pictosound"), pictosound.clips("held_out", n=7)[6]
+    inputs = model.to_inputs("what is second ? answer :", audio=clip.audio, answer="a")
+    sound, timeline = inputs.mask("audio")[0], inputs.grids[0][0]
+    says = logit_lens(model, inputs, top_k=1).tokens[:, 0, :, 0] == model.to_token("bell")
+    place = int(says[4, sound].nonzero()[0, 0])
+    begin, end = timeline.seconds(place)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    first = int(sound.nonzero()[0, 0])
+    output = says[5, sound].nonzero()[:, 0].tolist()[:1]
+    mistakes = {
+        "that is when the position ends": end,
+        "that is its number within the sound: seconds(i) says when that is": float(place),
+        "that is its number in the stream: the sound begins behind two marks": float(place + first),
+        "that counts the marks before the sound as if they lasted": timeline.step * (place + first),  # pyright: ignore
+        "that is when the bell begins to sound: places say so only later": clip.events[1].start,
+        "that is the output; layer 4 is the row before it": output[0] * timeline.step if output else -1.0,  # pyright: ignore
+    }
+    return compared(
+        given, begin, mistakes, 'among the positions of heard.mask("audio"), the first whose tokens[4, ...] is bell'
+    )
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Exercises of 07_patching_images and 08_last_token: which positions, heads and layers bring the picture to the answer."""
+"""Exercises of 07_patching_images, 08_last_token and 10_circuits: which positions, heads and edges bring the answer."""
 
 from functools import cache, partial
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlens import metrics
-from mmlens.analysis import AttentionRows, activation_patching, attention_rows
+from mmlens.analysis import AttentionRows, Circuit, activation_patching, attention_rows, circuit
 from mmlens.hooks import knock_out
 from mmlens.inputs import Inputs
 from mmlens.organisms import pictoworld
@@ -190,3 +190,105 @@ def three_layers(given: float) -> str | None:
     mistakes = {hint: change.mean().item() for hint, change in differ.items()}
     right = (without - clean).mean().item()
     return compared(given, right, mistakes, "knock_out_effect with window=3, or hooks.knock_out")
+
+
+@cache
+def contrasted(change: str) -> dict[str, Any]:
+    """Return what the circuit of a change ("picture", "question") is found on, in the first twelve clear pairs."""
+    model, rows = organism("pictoworld"), []
+    for one in pictoworld.pairs("held_out", n=60, seed=61):
+        objects, new = one.clean.objects, one.corrupted.objects[one.index]
+        nouns = {model.to_token(thing.noun) for thing in (*objects, new)}
+        if len(objects) == len({thing.color for thing in objects}) == len(nouns) - 1 > 1:
+            rows.append((one, objects[one.index], objects[one.index - 1], new))
+    rows = rows[:12]
+    words = [[f"which object is {thing.color} ? answer : the" for thing in (target, other)] for _, target, other, _ in rows]
+    images = [one.clean.image for one, *_ in rows]
+    clean, turned = (model.to_inputs([pair[n] for pair in words], images=images) for n in (0, 1))
+    changed = model.with_images(clean, [one.corrupted.image for one, *_ in rows])
+    seen = [torch.from_numpy(target.mask | new.mask) for _, target, _, new in rows]
+    thing = torch.stack([clean.overlap(mask, row=row) for row, mask in enumerate(seen)]).sum(0) > 0
+    words_for_it = torch.tensor([model.to_token(target.color) for _, target, *_ in rows])
+    right = torch.tensor([model.to_token(target.noun) for _, target, *_ in rows])
+    wrong = torch.tensor([model.to_token((new if change == "picture" else other).noun) for *_, other, new in rows])
+    return dict(
+        clean=clean,
+        corrupted=changed if change == "picture" else turned,
+        metric=partial(metrics.logit_diff, correct=right, wrong=wrong),
+        sites={
+            "object": thing,
+            "other image": clean.mask("image") & ~thing,
+            "colour": clean.tokens == words_for_it[:, None],
+            "last": clean.last(),
+        },
+    )
+
+
+@cache
+def found(change: str) -> Circuit:
+    """Return the circuit that the notebook finds for a change."""
+    return circuit(organism("pictoworld"), **contrasted(change), method="eap-ig")
+
+
+@exercise("10/which-queries", pair)
+def which_queries(given: tuple[int, int]) -> str | None:
+    """Into the queries of which head do the edges of `found["question"]` carry most (the sum of absolute scores)? A
+    destination reads as `L0H3.q` does; answer with (layer, head).
+    """
+
+    def ranked(change: str, way: str) -> list[tuple[int, int]]:
+        edges = found(change).edges()
+        own = edges[edges.destination.str.endswith(f".{way}")]
+        sums = own.score.abs().groupby(own.destination).sum().sort_values(ascending=False)
+        return [(int(name[1 : name.index("H")]), int(name[name.index("H") + 1 : -2])) for name in sums.index]
+
+    best, second, *_ = ranked("question", "q")
+    mistakes = {
+        "that is (head, layer): the layer comes first": [best[::-1]],
+        "nearly: that is the second": [second],
+        "that is through its values, which bring: queries end in .q": ranked("question", "v")[:1],
+        "that is the picture's circuit": ranked("picture", "q")[:1],
+        "one off: layers and heads are counted from 0": [(best[0] + 1, best[1] + 1), (best[0] + 1, best[1])],
+    }
+    return told_apart(given, best, mistakes, "group edges() by their destination and add up score.abs()")
+
+
+@exercise("10/in-common", number)
+def in_common(given: float) -> str | None:
+    """Two circuits share about half of their largest 80 edges. Does that become more with twice as many? Take the largest
+    160 of each (`found[change].top(160)`) and give their Jaccard index: edges in both by edges in either.
+    """
+    one, other = found("picture").top(160), found("question").top(160)
+    few = [found(change).top(80) for change in ("picture", "question")]
+    both = len(one & other)
+    mistakes = {
+        "that is how many they share: divide by how many are in either": float(both),
+        "that is the share of one circuit: the Jaccard index divides by the union": both / 160,
+        "that is the share of the picture's circuit: the Jaccard index divides by the union": both / len(one),
+        "edges in both are counted twice in the sum of their sizes": both / (len(one) + len(other)),
+        "that is with 80 edges each": len(few[0] & few[1]) / len(few[0] | few[1]),
+        "that is of all edges, which both have": 1.0,
+    }
+    return compared(given, both / len(one | other), mistakes, "circuits are sets: len(a & b) / len(a | b)")
+
+
+@exercise("10/turned-away", pair)
+def turned_away(given: tuple[int, int]) -> str | None:
+    """Which head turns away from the object most when another one is asked for: whose share in `looks["clean"]` is larger
+    than in `looks["corrupted"]` by most? Answer with (layer, head).
+    """
+    runs, thing = contrasted("question"), contrasted("question")["sites"]["object"]
+    clean, corrupted = (
+        attention_rows(organism("pictoworld"), runs[name]).mass(thing)[..., 0].mean(1) for name in ("clean", "corrupted")
+    )
+    best, most, other, least = (
+        divmod(int(values.argmax()), clean.shape[1]) for values in (clean - corrupted, clean, corrupted, corrupted - clean)
+    )
+    mistakes = {
+        "that is (head, layer): the layer comes first": [best[::-1]],
+        "that head looks at it most when it is asked for, and a little when it is not: take the difference": [most],
+        "that head looks at it most when another one is asked for": [other],
+        "the other way round: that is corrupted less clean": [least],
+        "one off: layers and heads are counted from 0": [(best[0] + 1, best[1] + 1), (best[0] + 1, best[1])],
+    }
+    return told_apart(given, best, mistakes, "looks are [layer, head]: divmod takes the flat argmax of a difference apart")
