@@ -142,7 +142,7 @@ def waited(browser, script):
 def views(browser, tmp_path):
     pattern = torch.full((2, 3, 9, 9), 1 / 9).tril()
     pattern[1, 2] = torch.eye(9)
-    values = torch.stack([torch.linspace(-1, 1, 9), torch.linspace(1, -1, 9)])
+    values = torch.stack([torch.linspace(-1, 1, 9), torch.linspace(2, -2, 9)])
     units = torch.linspace(0, 1, 9)[None, :, None].repeat(1, 1, 2)
     page = plot.tokens(WORDS, values, names=["up", HOSTILE], title=HOSTILE) + plot.attention_patterns(WORDS, pattern)
     browser.open((page + plot.top_k_tokens([WORDS, WORDS], [units, -units], k=9)).save(tmp_path / "views.html"))
@@ -174,11 +174,24 @@ def test_another_map_and_another_layer_are_chosen_by_keys(views):
     views.ask("document.getElementById('choice-0').focus()")
     views.press("ArrowDown")
     waited(views, f"{colour} == 'rgb(0, 0, 255)'")
+    said = "document.getElementById('note-0').innerText"
+    assert views.ask(said) == "Blue is above 0, full at +2; red below, full at −2."
     last = "getComputedStyle([...document.querySelectorAll('#view-1 .tokens button')].at(-1)).backgroundColor"
     before = views.ask(last)
     views.ask("document.getElementById('choice-1').focus()")
     views.press("ArrowDown")
     waited(views, f"{last} && {last} != {json.dumps(before)}")
+
+
+def test_a_dark_page_has_dark_cards_and_a_table_no_columns_without_units(views):
+    ground = "getComputedStyle(document.querySelector('.circuitsvis')).filter"
+    assert views.ask(ground) == "none"
+    views("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert views.ask(ground) == "invert(0.91) hue-rotate(180deg)"
+    views("Emulation.setEmulatedMedia", features=[])
+    units = "[...document.querySelectorAll('#view-2 table tr')].map(r => r.innerText.trim()).find(t => t.startsWith('0'))"
+    assert waited(views, f"({units}) && ({units}).split(/\\s+/)") == ["0", "1"]
+    assert views.ask("document.querySelector('#visible-cols-selector').value") == "2"
 
 
 def test_a_head_is_chosen_by_click_and_by_enter(views):

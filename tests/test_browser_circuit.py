@@ -10,6 +10,7 @@ from mmlens import HookedMLLM, Neurons, plot
 from mmlens.analysis import attention_rows
 from mmlens.analysis.circuit import circuit as find
 from mmlens.organisms import pictosound
+from mmlens.plot.canvas import GREY
 from mmlens.plot.html import Page
 
 pytestmark = [
@@ -97,7 +98,7 @@ def test_a_click_shows_a_nodes_edges_with_their_numbers_and_where_a_head_looks(p
     assert f"{abs(largest.score):.3g}" in said and largest.destination in said
     assert page.shown(".painted") == 1
     assert max(page.ask(OPACITIES)) == 0.72
-    assert page.ask("getComputedStyle(document.querySelector('.under')).filter") == "grayscale(1)"
+    assert page.ask("getComputedStyle(document.querySelector('.under')).filter") == f"grayscale({GREY})"
     page("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
     assert "% lies on image:0; the full colour is" in page.ask(SEEN).replace("\xa0", " ")
     assert page.shown(".graph .edge.lit:not(.off)") == len(into) + len(out)

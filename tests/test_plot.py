@@ -1,5 +1,7 @@
 """Figures show what the results hold: each test reads its numbers back from the figure."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,9 @@ from mmlens.analysis import (
     nearest_tokens,
     receptive_field,
 )
-from mmlens.plot.canvas import Canvas, plain
+from mmlens.plot.canvas import GREY, Canvas, plain
+from mmlens.plot.canvas import picture as draw
+from mmlens.plot.stage_script import STYLE
 
 
 def texts(axes):
@@ -51,7 +55,9 @@ def test_every_position_is_numbered_at_the_middle_of_its_box(inputs):
     for index, text in enumerate(axes.texts):
         left, top, right, bottom = grid.box(index)
         assert text.get_position() == pytest.approx(((left + right) / 2, (top + bottom) / 2))
-    assert f"{grid.rows} x {grid.columns}" in axes.get_title()
+    assert axes.get_title() == f"image 0: 50 x 40 pixels, {grid.rows} x {grid.columns} positions"
+    first, last = inputs.mask("image")[0].nonzero()[[0, -1], 0].tolist()
+    assert axes.get_xlabel() == f"image position 0 is position {first} of the stream, {len(grid) - 1} is {last}"
 
 
 def test_positions_need_a_picture(small):
@@ -68,6 +74,10 @@ def test_the_lens_writes_each_positions_top_word_and_draws_entropy_by_modality(s
         assert texts(axes) == [plain(word, 9) for word in words]
         heat = torch.tensor(axes.images[1].get_array().filled()).flatten()
         torch.testing.assert_close(heat.float(), result.entropy[layer, 0, image[0]])
+        assert axes.images[1].get_clim() == (0, pytest.approx(float(result.entropy[layers][:, 0, image[0]].max())))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["layer 0", "layer 3 (the model's output)"]
+    assert figure.axes[2].get_ylabel() == "entropy (nats)" and figure.axes[-1].get_ylabel() == "mean entropy (nats)"
+    assert figure.axes[-1].get_xlabel() == "layer (the stream that enters it; the last is the output)"
     curves = {line.get_label().split()[0]: line.get_ydata() for line in figure.axes[-1].lines}
     torch.testing.assert_close(torch.tensor(curves["image"]), result.mean_entropy(image))
     torch.testing.assert_close(torch.tensor(curves["text"]), result.mean_entropy(inputs.mask("text")))
@@ -79,6 +89,8 @@ def test_the_lens_shows_the_probability_of_a_target(small, inputs, token):
     heat = torch.tensor(figure.axes[0].images[1].get_array().filled()).flatten()
     torch.testing.assert_close(heat.float(), result.target_log_probs[0, 0, inputs.mask("image")[0], 0].exp())
     assert any("P(car)" in axes.get_ylabel() for axes in figure.axes)
+    every = result.target_log_probs[:, 0, inputs.mask("image")[0], 0].exp()
+    assert figure.axes[0].images[1].get_clim() == (0, pytest.approx(float(every.max())))
 
 
 def test_neurons_show_label_score_words_field_and_overlap(small, inputs, neurons):
@@ -96,12 +108,17 @@ def test_neurons_show_label_score_words_field_and_overlap(small, inputs, neurons
         heat = axes.images[1]
         torch.testing.assert_close(torch.tensor(heat.get_array().filled(torch.nan)), field.heat()[index], equal_nan=True)
         low, high = heat.get_clim()
-        assert low == -high
+        assert -low == high == pytest.approx(float(field.heat()[index].nan_to_num(0).abs().max()))
     dots = [
         collection.get_offsets()[:, 0] for collection in figure.axes[-1].collections if len(collection.get_offsets()) > 1
     ]
     torch.testing.assert_close(torch.tensor(dots[0].filled()).float(), control.iou(mask))
     torch.testing.assert_close(torch.tensor(dots[1].filled()).float(), field.iou(mask))
+    assert figure.axes[-1].get_xlabel().startswith("overlap (IoU) of a neuron's top 5 %")
+    ours, random = (label.get_text() for label in figure.axes[-1].get_yticklabels())
+    assert ours == f"these neurons (8)\nmean IoU {float(field.iou(mask).mean()):.2f}" and random.startswith(
+        "random neurons (8)"
+    )
 
 
 def test_neurons_of_two_sets_are_refused(small, inputs, neurons):
@@ -117,7 +134,12 @@ def test_the_ablation_curve_shows_ours_every_draw_and_their_mean(small, inputs, 
     torch.testing.assert_close(torch.stack(draws), result.random_log_prob.exp()[..., 0])
     torch.testing.assert_close(mean, result.random_log_prob.exp()[..., 0].mean(0))
     assert list(axes.lines[-1].get_xdata()) == [0, 1, 2, 5]
-    assert "P(car)" in axes.get_ylabel()
+    assert axes.get_ylabel() == "P(car), from 0 to 1" and axes.get_xlabel() == "neurons switched off (number)"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "mean of the random draws",
+        "one random draw each",
+        "these neurons, best first",
+    ]
     widths = [line.get_linewidth() for line in axes.lines]
     assert max(widths[1:-1]) < widths[0]
 
@@ -131,7 +153,10 @@ def test_patching_has_fixed_colours_and_writes_its_numbers(small, inputs, token)
         metric=lambda logits: metrics.log_prob(logits, token),
         sites={"image": inputs.mask("image"), "last": inputs.last()},
     )
-    axes = plot.patching(result, counts={"last": 1}).axes[0]
+    axes, bar = plot.patching(result, counts={"last": 1}).axes
+    assert bar.get_ylabel() == "share of the clean run restored" and list(bar.get_yticks()) == [-1, -0.5, 0, 0.5, 1]
+    assert axes.get_xlabel() == "positions that get the clean stream" and axes.get_ylabel() == "before which layer"
+    assert axes.images[0].get_cmap().name == "RdBu"
     assert axes.images[0].get_clim() == (-1, 1)
     torch.testing.assert_close(torch.tensor(axes.images[0].get_array().filled()), result.effect[..., 0])
     assert [float(text) for text in texts(axes)] == pytest.approx(result.effect[..., 0].flatten().tolist(), abs=0.006)
@@ -160,6 +185,8 @@ def test_nearest_tokens_are_drawn_beside_both_controls_with_their_tests(small, i
         assert f"D = {result.ks_statistic[kind]:.2f}, p = {result.ks_p[kind]:.2g}" in line.get_label()
     own = torch.tensor(np.unique(axes.lines[2].get_xdata()[1:])).float()
     torch.testing.assert_close(own, result.cosines[:, 0].unique())
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("cosine with the nearest token", "share of vectors")
+    assert axes.lines[2].get_label() == f"these vectors, n = {len(result.cosines)}"
 
 
 @pytest.mark.parametrize("head", [None, 1])
@@ -174,6 +201,9 @@ def test_attention_is_drawn_on_the_picture_with_its_sinks_beside_how_much_each_m
     for index, axes in enumerate(figure.axes[:2]):
         heat = torch.tensor(axes.images[1].get_array().filled()).flatten()
         torch.testing.assert_close(heat, chosen[index, inputs.mask("image")[0]])
+        top = float(chosen[index, inputs.mask("image")[0]].max())
+        assert axes.images[1].get_clim() == (0, pytest.approx(top)) and axes.images[1].get_cmap().name == "Reds"
+        assert axes.get_title().startswith(f"layer {(0, 2)[index]}: ") and axes.get_title().endswith(f"at most {top:.1%}")
         marked = [tuple(line.get_xydata()[0]) for line in axes.lines]
         on_picture = where[index, 0, inputs.mask("image")[0]].nonzero()[:, 0].tolist()
         middles = [((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in map(grid.box, on_picture)]
@@ -185,7 +215,9 @@ def test_attention_is_drawn_on_the_picture_with_its_sinks_beside_how_much_each_m
     assert set(curves) == set(masses)
     for kind, mass in masses.items():
         torch.testing.assert_close(curves[kind], mass.mean(1) if head is None else mass[:, head])
-    assert list(figure.axes[-1].lines[0].get_xdata()) == [0, 2]
+    assert list(figure.axes[-1].lines[0].get_xdata()) == [0, 2] and figure.axes[-1].get_xlabel() == "layer"
+    whose = "mean of heads" if head is None else "head 1"
+    assert figure.axes[-1].get_ylabel() == f"share of the attention, {whose}" and figure.axes[-1].get_ylim() == (0, 1)
 
 
 def test_knock_out_shows_each_sources_change_over_its_windows(small, inputs, token):
@@ -196,13 +228,31 @@ def test_knock_out_shows_each_sources_change_over_its_windows(small, inputs, tok
     for index, source in enumerate(sources):
         torch.testing.assert_close(drawn[source], result.change[:, index].mean(-1))
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0-1", "1-2"]
-    assert "log-probability" in axes.get_ylabel()
+    assert axes.get_ylabel() == "change of the log-probability"
+    assert axes.get_xlabel() == "layers in which attention is blocked"
+    assert axes.get_legend().get_title().get_text() == "hidden from the query"
 
 
 def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window(inputs):
     figure = plot.positions(inputs)
     assert isinstance(figure, Canvas)
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_under_paint_a_picture_is_paler_and_greyer_as_in_pages_and_elsewhere_as_it_is():
+    own, axes = picture(0), Canvas().subplots()
+    draw(axes, own)
+    draw(axes, own, faded=0.35)
+    plain_, under = (np.asarray(image.get_array()) for image in axes.images)
+    np.testing.assert_allclose(plain_, np.asarray(own) / 255)
+    grey = plain_ @ [0.2126, 0.7152, 0.0722]
+    np.testing.assert_allclose(under, 0.35 + 0.65 * ((1 - GREY) * plain_ + GREY * grey[..., None]))
+    assert f"grayscale({GREY})" in STYLE
+
+
+def test_every_figure_is_asked_for_in_the_tests_of_figures():
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_plot*.py"))
+    assert not [name for name in plot.__all__ if f"plot.{name}(" not in text]
 
 
 @pytest.mark.parametrize(("word", "shown"), [("$x$", r"\$x\$"), (" car", "car"), ("\n", r"\n"), ("abcdefgh", "abcd…")])
@@ -221,6 +271,8 @@ def test_the_strongest_examples_are_shown_with_their_activations_strongest_first
     value, place = (part["language"][0, 0, 0, 3, :4].tolist() for part in (found.value, found.place))
     assert [axes.get_title() for axes in shown] == [f"{one:.2f}" for one in value]
     assert [axes.get_xlabel() for axes in shown] == [f"example {one}" for one in place]
+    told = "Highest activation (post) at image positions, strongest example first"
+    assert figure.get_suptitle() == told
     pixels = np.asarray(shown[0].images[0].get_array())
     np.testing.assert_allclose(pixels, np.asarray(examples[place[0]].images) / 255)
     with pytest.raises(ValueError, match="groups image, text: say which"):
@@ -239,6 +291,8 @@ def test_an_evaluation_shows_each_change_its_interval_and_the_range_of_its_contr
     figure = plot.evaluation(found, resamples=99)
     assert [axes.get_title() for axes in figure.axes] == ["a (n = 4)", "b (n = 4)"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first"]
+    told = "Change of mean log_prob (nats); 95 % interval; grey: range of random controls"
+    assert figure.get_supxlabel() == told and figure.axes[0].get_ylabel() == "intervention"
     for axes, task in zip(figure.axes, "ab", strict=True):
         row, base = table.loc[("first", task)], table.loc[("baseline", task)]["mean"]
         band, interval, dot, _ = [list(line.get_xdata()) for line in axes.lines]

@@ -81,6 +81,8 @@ def test_a_card_holds_every_neurons_words_fields_and_means_and_its_ablation_besi
         draws = own.random_change().mean(-1)[:, 1].tolist()
         assert number(float(own.change()[1].mean())) in said
         assert f"({number(min(draws))} to {number(max(draws))}, 3 draws)" in said
+    assert said.count("logits per unit of activation") == 2 * 3 and "one scale for all fields of a neuron" in said
+    assert said.count("relative change of the targets' probability") == 3
     assert said.count("Without it") == 3 and "<img src=x" not in page.html
     assert "default-src 'none'" in page.html and not re.search(r"(src|href)=\"(?!data:|#)", page.html)
 
@@ -154,14 +156,19 @@ def test_views_of_one_page_share_one_script_and_hold_every_token_as_text():
         ]
         assert not any(re.search(rf"[<&](?!{JOINER})", word) for word in tokens)
     assert [choice["values"] for choice in views[0]["choices"]] == [[-2, -1.4, -0.8, -0.2, 0.4, 1]] * 2
-    assert {choice["maxValue"] for choice in views[0]["choices"]} == {2}
+    assert {(choice["minValue"], choice["maxValue"]) for choice in views[0]["choices"]} == {(-2, 2)}
+    assert views[0]["notes"] == ["Blue is above 0, full at +2; red below, full at −2."] * 2
+    said = text(page)
+    assert views[0]["notes"][0] in said and "Each row of a pattern is a query, each column a key" in said
     given = torch.tensor([choice["attention"] for choice in views[1]["choices"]])
     torch.testing.assert_close(given, pattern, rtol=1e-3, atol=1e-6)
 
 
 def test_top_tokens_are_those_at_which_a_unit_is_highest_and_lowest():
     values = torch.tensor([[[1.0], [4.0], [-8.0], [2.0], [0.0], [3.0]]])
-    props = held(plot.top_k_tokens([WORDS], [values], k=2))["views"][0]["props"]
+    page = plot.top_k_tokens([WORDS], [values], k=2)
+    props = held(page)["views"][0]["props"]
+    assert "Values are shares of 8, the largest" in text(page)
     assert props["topkIdxs"] == [[[[1], [5]]]] and props["bottomkIdxs"] == [[[[4], [2]]]]
     assert props["topkVals"] == [[[[0.5], [0.375]]]] and props["bottomkVals"] == [[[[0], [-1]]]]
 

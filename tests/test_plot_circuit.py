@@ -13,6 +13,7 @@ import torch
 from drawn_circuit import HOSTILE, drawn_circuit
 from matplotlib.collections import LineCollection
 from matplotlib.colors import same_color, to_hex
+from matplotlib.legend import Legend
 from support import medium
 
 from mmlens import HookedMLLM, Neurons, plot
@@ -88,6 +89,11 @@ def test_a_figure_draws_every_kept_edge_as_wide_as_its_score_in_the_colour_of_it
         way = {"q": "dashed", "k": "dotted"}.get(edge.destination.rpartition(".")[2], "solid")
         assert (drawn[number].get_linestyle() in ("-", "solid")) == (way == "solid")
     assert figure.get_suptitle().startswith(f"{len(small)} edges (of 959 possible), EAP, mean of 2 pairs")
+    assert "score: what the metric of the corrupted run" in figure.get_suptitle()
+    half = float(f"{largest / 2:.1g}")
+    legends = [one for axes in figure.axes for one in axes.findobj(Legend)]
+    told = {text.get_text() for one in legends for text in one.get_texts()}
+    assert {f"+{half:g}: raises the metric", f"−{half:g}: lowers it", "into queries", "object", "head", "MLP"} <= told
     few = plot.circuit(small, most=7)
     assert len(edges_of(few)) == 7 and few.get_suptitle().startswith(f"the 7 largest of {len(small)} edges")
 
@@ -242,6 +248,9 @@ def test_a_page_holds_every_edge_with_its_number_and_fetches_nothing(found, tmp_
         assert edge["score"] == pytest.approx(row.score)
         assert ("pos" if row.score > 0 else "neg") in paths[number]["class"].split()
     assert [node["aria-label"].split(",")[0] for node in reader.all("node")] == [node["name"] for node in data["nodes"]]
+    half = float(f"{abs(edges.score.iloc[0]) / 2:.1g}")
+    assert f"+{half:g}: raises the metric" in reader.text and f"−{half:g}: lowers it" in reader.text
+    assert "score: what the metric of the corrupted run" in reader.text
     assert len(reader.all("region")) == 2 and "which object is" in reader.text
     assert page.save(tmp_path / "a" / "page.html").read_text(encoding="utf-8") == page.html
     frame = Reader(page._repr_html_()).tags[0]
@@ -356,7 +365,8 @@ def test_faithfulness_draws_alone_and_without_by_size_beside_grey_controls_and_s
     grey = [line for line in axes.lines if same_color(line.get_color(), RANDOM)]
     assert len(grey) == (1 + 3) + (1 + 2)
     assert np.allclose(lines["alone, random edges (3 draws)"].get_ydata(), result.controls["random"].mean((0, 2))[order])
-    assert axes.get_xscale() == "log" and len(axes.collections) == 2
+    assert axes.get_xscale() == "log" and len(axes.collections) == 2 and axes.get_xlabel() == "edges (number)"
+    assert axes.get_ylabel() == "share of the clean run's metric\n(mean of 3, ablation: resample)"
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(1.0 + 4.302653 * 0.05 / 3**0.5, abs=1e-4)  # Student's t, three rows
     assert f"0.8: from {result.size_for(0.8)} edges on" in lines

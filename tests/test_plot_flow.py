@@ -153,6 +153,7 @@ def test_the_plane_has_each_position_in_its_groups_colour_above_the_curves_of_ce
         torch.testing.assert_close(curve, result.cosine[:, :, one, two].mean(-1))
     torch.testing.assert_close(torch.tensor(right.lines[0].get_ydata()), result.silhouette.mean(-1))
     assert "the last is the output" in right.get_xlabel() and "2 rows" in right.get_xlabel()
+    assert left.get_ylabel() == "cosine of the centroids" and right.get_ylabel().startswith("silhouette\n(0: they overlap")
     with pytest.raises(IndexError, match="layers 0 to 3, got 4"):
         plot.group_geometry(result, layers=[0, 4])
 
@@ -181,6 +182,8 @@ def test_probing_is_drawn_beside_every_draw_of_shuffled_labels(small, pictured, 
         assert {line.get_label() for line in axes.lines} >= {f"these labels: from {source} to {target}"}
     assert share.get_ylabel() == f"share of {source} positions\nnearer to {target}"
     assert "interquartile ranges" in tail.get_ylabel() and share.get_ylim() == (-0.03, 1.03)
+    assert share.get_xlabel() == "layer\nmean of 2 rows, 95 % band"
+    assert "the stream that enters block l; the last is the output" in share.get_figure().get_supxlabel()
 
 
 def test_telomeres_are_drawn_for_each_k_beside_every_draw_of_positions_as_ends(small, pictured):
@@ -196,7 +199,8 @@ def test_telomeres_are_drawn_for_each_k_beside_every_draw_of_positions_as_ends(s
         "nearest position is text",
         "nearest 3 positions are text",
     ]
-    assert "90 % of text" in outer.get_ylabel()
+    assert "90 % of text" in outer.get_ylabel() and outer.get_xlabel().startswith("layer")
+    assert all(axes.get_ylim() == (-0.03, 1.03) for axes in (*within, outer))
 
 
 def test_scores_without_draws_have_no_grey_curve(small, pictured):
@@ -261,6 +265,8 @@ def test_patching_writes_means_with_their_intervals_and_draws_heads_in_a_panel_f
     result = activation_patching(small, **counterfactual(small, pictured), activation="z", sites=sites, heads=[0, 2, 3])
     figure = plot.patching(result)
     low, high = result.interval()
+    assert figure.axes[0].get_ylabel() == "layer"
+    assert figure.axes[-1].get_ylabel() == "share of the clean run restored\n(mean of 2 rows)"
     for site, (axes, name) in enumerate(zip(figure.axes[:2], sites, strict=True)):
         assert axes.get_title() == name and axes.get_xlabel() == "heads that get the clean z"
         assert [label.get_text() for label in axes.get_xticklabels()] == ["H0", "H2", "H3"]
@@ -282,11 +288,16 @@ def test_patching_position_by_position_is_drawn_on_the_picture_at_its_place(smal
     axes = plot.patching(result, tokens=small.to_str_tokens(pictured.tokens[0])).axes[0]
     assert not axes.texts and axes.get_xticklabels()[0].get_text().startswith("0 ")
     figure = plot.patching_on_picture(result, pictured, row=1, layers=[0, 2])
-    here = pictured.mask("image")[1].nonzero()[:, 0]
+    here, region = pictured.mask("image")[1].nonzero()[:, 0], pictured.grids[1][0].region
     for axes, layer in zip(figure.axes[:2], (0, 2), strict=True):
         assert axes.get_title() == f"before layer {layer}"
         shades = torch.as_tensor(axes.images[-1].get_array().filled())
         torch.testing.assert_close(shades.flatten(), result.effect[layer, here, 1])
+        assert axes.images[-1].get_clim() == (-1, 1) and axes.images[-1].get_cmap().name == "RdBu"
+        left, top, right, bottom = region
+        assert axes.images[-1].get_extent() == [left, right, bottom, top]
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "share of the clean run restored" and list(bar.get_yticks()) == [-1, 0, 1]
     some = activation_patching(small, **runs, positions=[3])
     with pytest.raises(ValueError, match="patch all positions of the picture one by one"):
         plot.patching_on_picture(some, pictured)

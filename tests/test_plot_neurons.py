@@ -55,7 +55,8 @@ def test_agreement_writes_each_overlap_above_its_shuffles_and_draws_each_pairs_r
     table, curves = plot.agreement(result).axes[:2]
     assert [label.get_text() for label in table.get_xticklabels()] == ["gradient", "activation", r"\$random"]
     torch.testing.assert_close(torch.as_tensor(table.images[0].get_array().filled()), result.overlap)
-    assert "10 highest" in table.get_title()
+    assert table.get_title() == "share of the 10 highest neurons in common" and table.images[0].get_clim() == (0, 1)
+    assert (curves.get_xlabel(), curves.get_ylabel()) == ("layer", "rank correlation of a layer's neurons")
     cells = {}
     for text in table.texts:
         column, row = text.get_position()
@@ -103,7 +104,8 @@ def test_three_conditions_are_the_tables_and_random_ones_are_grey_with_their_ran
             heights = corners[corners[:, 0] == k][:, 1]
             assert (heights.min(), heights.max()) == pytest.approx((float(least), float(most)), abs=1e-6)
         assert same_color(band.get_facecolor()[0][:3], RANDOM)
-    assert "P(car)" in axes.get_ylabel() and list(axes.get_xticks()) == [0, 1, 3, 6]
+    assert axes.get_ylabel() == "relative change of P(car)\n(mean of 1)" and list(axes.get_xticks()) == [0, 1, 3, 6]
+    assert axes.get_xlabel() == "neurons switched off (number)"
 
 
 def test_conditions_without_draws_have_no_grey(small, inputs, token, scores):
@@ -137,7 +139,8 @@ def test_overlaps_are_the_tables_by_concept_with_every_example_the_random_range_
     dots = {int(line.get_ydata()[0]): line.get_xdata() for line in axes.lines if line.get_marker() == "."}
     np.testing.assert_allclose(dots[names.index("car")], result.iou[[0, 2]])
     assert axes.get_yticklabels()[names.index("car")].get_text() == "car (n = 2)" and 0 not in dots
-    assert "4 draws" in axes.get_xlabel()
+    told = "mean overlap (IoU) with the object\nrandom: 4 draws in the same layers, lowest mean to highest"
+    assert axes.get_xlabel() == told
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +154,10 @@ def classes(small):
 
 
 def test_the_matrix_of_classes_has_its_diagonal_framed_and_its_shares_and_controls_written(classes):
-    axes = plot.class_selectivity(classes).axes[0]
+    axes, bar = plot.class_selectivity(classes).axes
+    assert bar.get_ylabel() == "mean activation, share of the row's maximum"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("pictures of", "neurons of")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["car", "tree", "sun"]
     shares = classes.selectivity()
     torch.testing.assert_close(torch.as_tensor(axes.images[0].get_array().filled(np.nan)), shares, equal_nan=True)
     assert axes.images[0].get_clim() == (-1, 1)
@@ -192,6 +198,8 @@ def test_an_edit_is_drawn_word_by_word_with_terms_that_add_up_beside_other_neuro
     torch.testing.assert_close(terms[-1], result.loss.double())
     torch.testing.assert_close(curve(loss.lines[0]), control.loss.double())
     assert f"4 other neurons (norm {control.norm:.1f})" in loss.lines[0].get_label()
+    assert words.get_ylabel() == "-log P (nats)" and loss.get_ylabel() == "loss and its terms"
+    assert words.get_xlabel() == loss.get_xlabel() == "step"
     assert words.get_title() == "car becomes tree" and f"{result.norm:.1f}" in loss.get_title()
 
 

@@ -201,6 +201,7 @@ def test_a_lens_page_holds_the_words_and_probabilities_of_the_lens(model, inputs
             )
             assert torch.equal(numbers(target["ranks"], 32, *shape), lens.target_ranks[:, row, first:, number])
         assert [first + n for n in data["media"]] == inputs.mask("image")[row].nonzero()[:, 0].tolist()
+        assert data["of"] == "positions on media"
     assert data["layers"] == ["0", "1", "2", "3", "4", "output"]
 
 

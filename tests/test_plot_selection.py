@@ -64,6 +64,8 @@ def test_a_selection_draws_each_labels_count_by_layer_with_its_total_and_turning
     assert heights == five.memberships().tolist() and sum(heights) == len(five.union())
     assert [text.get_text() for text in sharing.texts] == [str(height) for height in heights]
     assert curves.get_title() == f"{len(five.union())} different neurons of language"
+    assert (curves.get_xlabel(), curves.get_ylabel()) == ("layer", "neurons")
+    assert (sharing.get_xlabel(), sharing.get_ylabel()) == ("in exactly so many sets", "neurons")
 
 
 def test_turning_points_are_left_out_where_asked_of_few_layers_and_of_layers_behind_the_last_that_has_a_neuron(five):
@@ -111,6 +113,8 @@ def test_overlaps_write_what_two_sets_share_with_their_sizes_and_draw_its_mean_b
     by_layer = five.jaccard_by_layer()
     own, chance = (curve(line) for line in curves.lines)
     torch.testing.assert_close(own, torch.stack([by_layer[:, a, b] for a, b in pairs]).nanmean(0).double())
+    assert table.get_title() == "shared by two sets (Jaccard)"
+    assert (curves.get_xlabel(), curves.get_ylabel()) == ("layer", "mean Jaccard of two sets")
     assert curves.lines[0].get_label() == "mean of 10 pairs" and same_color(curves.lines[1].get_color(), RANDOM)
     torch.testing.assert_close(chance, drawn_at_random(five).double(), atol=0.02, rtol=0)
 
@@ -141,6 +145,7 @@ def test_stability_is_thin_to_all_thick_to_others_and_grey_by_chance():
             assert list(line.get_xdata()) == [10, 20, 30, 40]
         assert same_color(chance.get_color(), RANDOM) and thick.get_color() == thin.get_color()
         assert thick.get_linewidth() > 2 > 1 >= thin.get_linewidth() and thick.get_label() == name
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("examples", "neurons shared (Jaccard)")
     told = [text.get_text() for text in legend.get_texts()]
     assert told[2:] == ["to those of all 40 examples", "to those of as many others", "random sets of these sizes"]
 
@@ -174,6 +179,7 @@ def test_a_matrix_writes_each_change_with_that_of_its_random_controls_and_frames
     assert axes.get_title() == "change of mean log_prob (nats)"
     colors = np.asarray(axes.images[0].get_array())
     assert axes.images[0].get_clim() == (-abs(colors).max(), abs(colors).max())
+    assert axes.images[0].get_cmap().name == "RdBu" and (axes.get_xlabel(), axes.get_ylabel()) == ("task", "intervention")
     written = cells(axes)
     for (row, name), (column, task) in ((r, c) for r in enumerate(rows) for c in enumerate(columns)):
         own, drawn = table.loc[(name, task)]["difference"], table.loc[(f"{name} (random)", task)]["difference"]

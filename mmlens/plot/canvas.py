@@ -14,6 +14,8 @@ from mmlens.grid import Grid, Tiles, finest
 from mmlens.inputs import Inputs
 
 OURS, RANDOM, OBJECT = "#c0392b", "#7f8c8d", "#00e5ff"
+GREY = 0.6  # how much of its colour a picture loses under paint: red on red says nothing, and all grey hides pink on blue
+LUMINANCE = np.tile([[0.2126], [0.7152], [0.0722]], 3)  # of red, green and blue, as browsers weigh them
 
 
 class Canvas(Figure):
@@ -61,10 +63,12 @@ def pictures(inputs: Inputs, row: int) -> list[tuple[Image.Image, Grid | Tiles]]
 def picture(axes: Axes, image: Image.Image, *, faded: float = 0.0) -> None:
     """Draw a picture in pixels of the original, (0, 0) top left; where it is to lie under colours, `faded` towards white.
 
-    What is faded is grey too: red on a red object would say nothing. Pages do the same (`stage_script`).
+    What is faded is greyer too, by `GREY`, here and in pages.
     """
     width, height = image.size
-    pixels = np.asarray((image.convert("L") if faded else image).convert("RGB"), dtype=float) / 255
+    pixels = np.asarray(image.convert("RGB"), dtype=float) / 255
+    if faded:
+        pixels += GREY * (pixels @ LUMINANCE - pixels)
     axes.imshow(pixels * (1 - faded) + faded, extent=(0, width, height, 0), interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

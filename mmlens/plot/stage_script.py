@@ -1,5 +1,7 @@
 """What the stage of a page does in the browser, and how it looks; `mmlens.plot.stage` says how a page uses it."""
 
+from mmlens.plot.canvas import GREY
+
 STYLE = """
 :root { --hot: #d7301f; --cold: #2b6cb0; --ring: #0b6bcb; --veil: #fbfaf8; }
 @media (prefers-color-scheme: dark) { :root { --hot: #ff4d2e; --cold: #4da3ff; --ring: #58b4ff; --veil: #16191c; } }
@@ -17,10 +19,11 @@ STYLE = """
   dominant-baseline: hanging; }
 .axis .hertz { font-size: max(14px, calc(10px * var(--unit, 1))); text-anchor: end; dominant-baseline: central; }
 .faded .under { opacity: .4; } @media (prefers-color-scheme: dark) { .faded .under { opacity: .55; } }
-.painted .picture .under, .painted .frame .under { filter: grayscale(1); }
-.cells rect { fill: var(--hot); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13; stroke-width: 1px; cursor: pointer;
-  vector-effect: non-scaling-stroke; pointer-events: all; }
-.cells .cold { fill: var(--cold); }
+.painted .picture .under, .painted .frame .under { filter: grayscale(GREY); }
+.cells rect { --own: var(--hot); fill: var(--own); fill-opacity: 0; stroke: var(--ink); stroke-opacity: .13;
+  stroke-width: 1px; cursor: pointer; vector-effect: non-scaling-stroke; pointer-events: all; }
+.cells .cold { --own: var(--cold); }
+.picture .edged, .frame .edged { stroke: var(--own); stroke-width: 1.5px; stroke-opacity: calc(.3 + .6 * var(--strong)); }
 .words text { fill: var(--ink); text-anchor: middle; dominant-baseline: central; pointer-events: none;
   font-family: system-ui, sans-serif; paint-order: stroke; stroke: var(--veil); stroke-opacity: .75;
   stroke-linejoin: round; }
@@ -34,7 +37,7 @@ STYLE = """
 .line .ringed { border-color: var(--ring); box-shadow: inset 0 0 0 1px var(--ring); }
 .line .chosen { border-color: var(--ring); box-shadow: 0 0 0 2px var(--ring); }
 .line .crossed::after { content: "×"; color: var(--soft); margin-left: .25em; }
-"""
+""".replace("GREY", f"{GREY:g}")
 
 LAYOUT = """
 body { max-width: 100rem; padding: 1.2rem; } h1 { font-size: 1.4rem; } p { margin: .2rem 0; }
@@ -173,7 +176,7 @@ function staged(name, point, choose) {
   return stage;
 }
 
-function fade(stage) {  // the picture stands back behind colours and words; under colours it is grey (see STYLE)
+function fade(stage) {  // the picture stands back behind colours and words; under colours it is greyer (see STYLE)
   stage.root.classList.toggle("faded", stage.root.classList.contains("painted") || Boolean(stage.written));
 }
 
@@ -185,6 +188,8 @@ function paint(stage, values) {
     const strong = some ? Math.min(Math.abs(value), 1) : 0, cold = some && value < 0;
     if (stage.boxes.has(position)) {
       cell.classList.toggle("cold", cold);
+      cell.style.setProperty("--strong", strong.toFixed(3));
+      cell.classList.toggle("edged", strong >= 0.1);  // a pale colour is told from the picture's by its edge
       cell.style.fillOpacity = (0.72 * strong).toFixed(3);
     } else {
       const color = `var(--${cold ? "cold" : "hot"}) ${(75 * strong).toFixed(1)}%`;
