@@ -194,6 +194,19 @@ def test_a_dark_page_has_dark_cards_and_a_table_no_columns_without_units(views):
     assert views.ask("document.querySelector('#visible-cols-selector').value") == "2"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_word_tells_its_value_where_the_mouse_is_above_all_else(views, scheme):
+    views("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    word = "document.querySelectorAll('#view-0 .colored-tokens > span > span')[2].getBoundingClientRect()"
+    x, y = views.ask(f"[{word}.x + {word}.width / 2, {word}.y + {word}.height / 2]")
+    views("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    told = "document.querySelector('#view-0 .colored-tokens > div')"
+    seen = f"(b => document.elementFromPoint(b.x + b.width / 2, b.y + b.height - 6))({told}.getBoundingClientRect())"
+    assert waited(views, f"{told} && {told}.contains({seen}) && {told}.textContent").endswith("-0.5")
+    views("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    views("Emulation.setEmulatedMedia", features=[])
+
+
 def test_a_head_is_chosen_by_click_and_by_enter(views):
     heads = "[...document.querySelectorAll('figure')]"
     assert views.ask(f"{heads}.map(f => f.ariaLabel)") == [f"head {n}: its attention pattern" for n in range(3)]

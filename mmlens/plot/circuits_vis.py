@@ -34,6 +34,8 @@ label { display: inline-block; margin: .2rem 0 .5rem; }
 .circuitsvis button { font: inherit; font-size: .95rem; min-width: 1em; min-height: 1.6em; }
 .circuitsvis table td, .circuitsvis table th { text-align: center; padding: .1rem .5rem; }
 .circuitsvis .colored-tokens > span > span { white-space: pre; }
+.circuitsvis:has(> div > .colored-tokens) { overflow: visible; }  /* a word's value is told below it */
+.circuitsvis:hover { position: relative; z-index: 1; }
 """
 
 BEFORE = r"""
