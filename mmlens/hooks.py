@@ -215,6 +215,14 @@ def _edit(
     heads: Sequence[int] | None = None,
 ) -> HookFn:
     """Return a function that applies `change` to the chosen heads and units, at the chosen positions."""
+    known: dict[tuple[int, torch.device], Tensor] = {}
+
+    def chosen_units(activation: Tensor, hook: Any) -> Tensor:
+        """Return the units as an index, which a generation asks for at every step."""
+        key = activation.shape[-1], activation.device
+        if key not in known:
+            known[key] = torch.as_tensor(_within(units, key[0], "unit", hook), device=key[1])  # pyright: ignore[reportArgumentType]
+        return known[key]
 
     def edit(activation: Tensor, hook: Any) -> Tensor | None:
         here = None
@@ -225,7 +233,7 @@ def _edit(
             axis = _head_axis(activation, hook)
             index[axis] = _within(heads, activation.shape[axis], "head", hook)
         if units is not None:
-            index[-1] = torch.as_tensor(_within(units, activation.shape[-1], "unit", hook), device=activation.device)
+            index[-1] = chosen_units(activation, hook)
         if heads is not None and units is not None:
             raise ValueError(f"a hook edits heads or units, got both at {hook.name}: make two hooks")
         chosen = activation[tuple(index)]

@@ -106,6 +106,8 @@ def _fits(activation: Tensor, edited: Any, name: str) -> None:
             f"an edit of {name} stays {activation.dtype} on {activation.device}; got {edited.dtype} on {edited.device}: "
             "return edited.to(activation)"
         )
+    if edited.detach().isfinite().all():
+        return
     broken = ~edited.detach().isfinite() & activation.detach().isfinite()
     if name.endswith("hook_attn_scores"):
         broken &= edited.detach() != -torch.inf  # how a query is kept from a key

@@ -24,6 +24,7 @@ from mmlens.inputs import Inputs, Row
 from mmlens.liveness import HookPoints, InertHook, NamesFilter, Watch, guard
 from mmlens.loading import best_device, load
 from mmlens.prompts import check_length, instead, rows_of
+from mmlens.resting import Rest
 from mmlens.results import hash_weights
 from mmlens.weights import Stored, device_of, is_offloaded, is_packed, output_rows, units, versions, weight_of
 
@@ -68,6 +69,7 @@ class HookedMLLM:
         self.name, self.revision, self.family = name, revision, family
         attention.attach_all(self.bridge)
         self.points = HookPoints(self.bridge, family, config)
+        self._rest = Rest(self.hf_model)
         self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
         self.hf_model.set_attn_implementation(attention.NAME)
@@ -192,7 +194,7 @@ class HookedMLLM:
     def __call__(self, inputs: Inputs) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of every position."""
         self._note_run(inputs)
-        with self.points.whole_edits():
+        with self.points.whole_edits(), self._rest.while_idle():
             return self.hf_model(**self._fed(inputs), **self._positions(inputs.attention_mask), use_cache=False).logits
 
     def run_with_cache(
@@ -235,6 +237,7 @@ class HookedMLLM:
             self.hooks(fwd_hooks=fwd_hooks),
             self.points.whole_edits(),
             counted_runs(self.bridge.blocks[0]),
+            self._rest.while_idle(),
             torch.no_grad(),
         ):
             self._note_run(inputs)

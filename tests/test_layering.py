@@ -9,7 +9,7 @@ import mmlens
 ROOT = Path(mmlens.__file__).parent
 FLOORS = [  # top first; a room is a file or a folder of mmlens, and those of one floor stand in order too
     "results grid media corruption inputs neurons hooks stats metrics".split(),
-    "processes attention families liveness weights cache organisms loading prompts binding model testing".split(),
+    "processes attention families liveness resting weights cache organisms loading prompts binding model testing".split(),
     "targets analysis data sweeps evaluation papers doctor verify".split(),
     "plot teaching tour cli".split(),
 ]

@@ -101,7 +101,7 @@ def decompose(
     if late := sorted(set(units) - set(range(whole))):
         raise ValueError(f"neurons write into the stream behind their layer; those of layer {late[0]} are not in it yet")
     reader = Reader(model, inputs, where, heads, units, onto)
-    hooks = [*reader.entering(), *(hook for number in range(whole) for hook in reader.block(number, whole, at))]
+    hooks = reader.through(whole, at)
     hooks += reader.attention(whole) if at == "mid" else []
     end = f"blocks.{depth - 1}.hook_resid_post" if layer is None else f"blocks.{layer}.hook_resid_{at}"
     logits = model.run_with_hooks(inputs, fwd_hooks=[*hooks, reader.keep(end), *fwd_hooks])
@@ -109,20 +109,16 @@ def decompose(
         output(logits)
     if at == "mid":
         reader.attend(whole)
-    return Decomposed(
-        components=Components(
-            kind=tuple(kind for kind, _, indices, _ in reader.found for _ in indices),
-            layer=torch.cat([torch.full_like(indices, number) for _, number, indices, _ in reader.found]),
-            index=torch.cat([indices for _, _, indices, _ in reader.found]),
-        ),
-        parts=torch.cat([parts for *_, parts in reader.found]),
-        stream=_onto(reader.seen[end], onto).cpu(),
-    )
+    components, parts = reader.read()
+    return Decomposed(components=components, parts=parts, stream=_onto(reader.seen[end], onto).cpu())
 
 
 @dataclass
 class Reader:
-    """What is read in one run: each layer's activations at `where` until its block ends, then its parts only."""
+    """What is read in one run: each layer's activations at `where` until its block ends, then its parts only.
+
+    No gradient passes through what is read, so the run may have one.
+    """
 
     model: HookedMLLM
     inputs: Inputs
@@ -135,13 +131,27 @@ class Reader:
 
     def keep(self, name: str) -> Hook:
         """Return the hook that keeps an activation's chosen places."""
-        return name, feed(lambda activation, hook: self.seen.__setitem__(name, activation.float()), where=self.where)
+        return name, feed(lambda value, hook: self.seen.__setitem__(name, value.detach().float()), where=self.where)
+
+    def through(self, whole: int, at: At = "pre") -> list[Hook]:
+        """Return the hooks that read what enters, and all of the first `whole` blocks."""
+        return [*self.entering(), *(hook for number in range(whole) for hook in self.block(number, whole, at))]
+
+    def read(self) -> tuple[Components, Float[Tensor, "component place out"]]:
+        """Return what the run was found to be made of, which the reader then forgets."""
+        found, self.found = self.found, []
+        components = Components(
+            kind=tuple(kind for kind, _, indices, _ in found for _ in indices),
+            layer=torch.cat([torch.full_like(indices, number) for _, number, indices, _ in found]),
+            index=torch.cat([indices for _, _, indices, _ in found]),
+        )
+        return components, torch.cat([parts for *_, parts in found])
 
     def entering(self) -> list[Hook]:
         """Return the hooks that read what enters block 0, learned positions apart."""
 
         def sink(stream: Tensor, hook: Any) -> None:
-            stream, positions = stream.float(), self.seen.pop("hook_pos_embed", None)
+            stream, positions = stream.detach().float(), self.seen.pop("hook_pos_embed", None)
             self._put("embed", -1, _onto(stream if positions is None else stream - positions, self.onto)[None])
             if positions is not None:
                 self._put("pos_embed", -1, _onto(positions, self.onto)[None])
@@ -164,7 +174,7 @@ class Reader:
         shows = bool(self.inputs.mask("image", "video").any()) and (at != "post" or number < whole - 1)
 
         def place(features: Tensor, hook: Any) -> None:
-            added = deepstack_in_stream(features, self.inputs)
+            added = deepstack_in_stream(features.detach(), self.inputs)
             self.seen[deep] = added[self.where.to(added.device)].float()
 
         def sink(stream: Tensor, hook: Any) -> None:
@@ -176,6 +186,7 @@ class Reader:
         hooks += [(deep, feed(place))] if shows and deep in self.model.hook_names else []
         return [*hooks, (f"blocks.{number}.hook_resid_post", feed(sink))]
 
+    @torch.no_grad()
     def attend(self, number: int) -> None:
         """Note what a layer's attention wrote, from what was kept of it."""
         if not self.heads:
@@ -189,6 +200,7 @@ class Reader:
             bias = weight_of(linear, "bias").float().to(z.device) * factor
             self._put("attn_rest", number, (_onto(bias.expand(len(z), -1), self.onto) / scale)[None])
 
+    @torch.no_grad()
     def compute(self, number: int) -> None:
         """Note what a layer's MLP wrote, from what was kept of it."""
         rest = _onto(self.seen.pop(f"blocks.{number}.hook_mlp_out"), self.onto)[None]

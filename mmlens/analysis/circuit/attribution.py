@@ -1,28 +1,47 @@
 """What every edge carries: the change of its source times the metric's gradient at its destination."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mmlens.analysis.attribution_patching import MERGED, entering, moving
 from mmlens.analysis.circuit.graph import Graph
-from mmlens.analysis.circuit.sources import Written
+from mmlens.analysis.circuit.sources import Written, reading
 from mmlens.analysis.patching import Metric
 from mmlens.hooks import Hook, feed, neuron_hook
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 
+STREAM = ("hook_resid_pre", "hook_resid_mid")
 AT_ONCE = 16  # destinations of a layer whose gradients are computed together
 
 
 def attributed(
+    model: HookedMLLM,
+    corrupted: Inputs,
+    metric: Metric,
+    graph: Graph,
+    sites: Bool[Tensor, "site batch pos"],
+    clean: Written,
+) -> tuple[Float[Tensor, "source destination batch"], Float[Tensor, " batch"]]:
+    """Return each edge's attribution to each row's metric in the corrupted run, and that metric.
+
+    It is (clean - corrupted source) x the gradient where it is read. `clean` becomes that difference in place.
+    """
+    run, (hooks, read) = _Run(model, graph), reading(model, corrupted, graph, sites)
+    values = run.forward(corrupted, metric, hooks)
+    clean -= read()
+    return _times(run.backward(values), graph, clean), values.detach().cpu()
+
+
+def integrated(
     model: HookedMLLM,
     clean: Inputs,
     corrupted: Inputs,
@@ -30,27 +49,30 @@ def attributed(
     graph: Graph,
     moved: Written,
     *,
-    steps: int | None,
+    steps: int,
     progress: bool,
 ) -> Float[Tensor, "source destination batch"]:
-    """Return each edge's attribution to each row's metric: `moved` (clean less corrupted) x the gradient where it is read.
-
-    The gradient is that of the corrupted run, or, with `steps`, the mean over as many runs whose inputs lie between both.
-    """
+    """Return `moved` (clean less corrupted) x the mean gradient of `steps` runs whose inputs lie between both."""
+    by = entering(model, clean, corrupted)
     total = torch.zeros(*graph.possible.shape, len(corrupted))
-    runs: list[list[Hook]] = [[]]
-    if steps is not None:
-        by = entering(model, clean, corrupted)
-        runs = [[(name, moving((step + 0.5) / steps * one)) for name, one in by.items()] for step in range(steps)]
-    for edits in tqdm(runs, "edges", disable=not progress or len(runs) == 1):
-        kept = _Run(model, graph)
-        values = kept.forward(corrupted, metric, edits)
-        for destinations, gradients in kept.backward(values):
-            first = int(graph.possible[:, destinations[0]].sum())  # sources stand in the order in which they write
-            here = moved[:first].to(gradients)
-            rows = [gradients[:, row].flatten(1) @ here[:, row].flatten(1).T for row in range(len(corrupted))]
-            total[:first, destinations] += torch.stack(rows, dim=-1).transpose(0, 1).cpu()  # an einsum takes longer
-    return total / len(runs)
+    for step in tqdm(range(steps), "edges", disable=not progress):
+        run = _Run(model, graph)
+        edits = [(name, moving((step + 0.5) / steps * one)) for name, one in by.items()]
+        total += _times(run.backward(run.forward(corrupted, metric, edits)), graph, moved)
+    return total / steps
+
+
+def _times(
+    gradients: Iterable[tuple[list[int], Float[Tensor, "destination batch pos d_model"]]], graph: Graph, moved: Written
+) -> Float[Tensor, "source destination batch"]:
+    """Return the dot product of what moved with the gradient at each destination, of the sources that write before it."""
+    total = torch.zeros(*graph.possible.shape, moved.shape[1])
+    for destinations, gradient in gradients:
+        first = int(graph.possible[:, destinations[0]].sum())  # sources stand in the order in which they write
+        here = moved[:first].to(gradient)
+        rows = [gradient[:, row].flatten(1) @ here[:, row].flatten(1).T for row in range(moved.shape[1])]
+        total[:first, destinations] += torch.stack(rows, dim=-1).transpose(0, 1).cpu()  # an einsum takes longer
+    return total
 
 
 @dataclass
@@ -64,7 +86,7 @@ class _Run:
     """The plain linear maps behind queries, keys and values, and what each made of what."""
 
     def forward(self, inputs: Inputs, metric: Metric, edits: Sequence[Hook]) -> Tensor:
-        """Return the sum over rows of the metric."""
+        """Return the metric of each row."""
 
         def begin(resid: Tensor, hook: Any) -> Tensor:
             return resid.detach().requires_grad_(True)  # nothing before block 0 needs a gradient
@@ -76,7 +98,7 @@ class _Run:
         names.append(f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post")
         with torch.enable_grad(), self._maps():
             readers = [(name, feed(keep)) for name in names]
-            values = metric(self.model.run_with_hooks(inputs, fwd_hooks=[(MERGED, begin), *edits, *readers])).sum()
+            values = metric(self.model.run_with_hooks(inputs, fwd_hooks=[(MERGED, begin), *edits, *readers]))
         if not values.requires_grad:
             raise ValueError(
                 "attribution takes a metric with a gradient; this one has none: give a smooth one, as logit_diff"
@@ -116,11 +138,15 @@ class _Run:
         return bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
 
     def backward(self, values: Tensor) -> Any:
-        """Yield some destinations of one stage and the gradients [destination, batch, pos, d_model] at their inputs."""
+        """Yield some destinations of one stage and the gradients [destination, batch, pos, d_model] at their inputs.
+
+        `values` are the metric of each row.
+        """
         depth, graph = self.model.cfg.n_layers, self.graph
         final = f"blocks.{depth - 1}.hook_resid_post"
-        ends = [n for n in self.seen if not n.endswith(("hook_resid_pre", "hook_resid_mid"))]
-        found = torch.autograd.grad(values, [self.seen[name] for name in ends], retain_graph=True, allow_unused=True)
+        ends = [name for name in self.seen if name != MERGED and (self._apart or not name.endswith(STREAM))]
+        of, one = [self.seen[name] for name in ends], torch.ones_like(values)
+        found = torch.autograd.grad(values, of, one, retain_graph=True, allow_unused=True)
         cotangent: Mapping[str, Tensor | None] = dict(zip(ends, found, strict=True))
         end = cotangent[final]
         assert end is not None, "a metric with a gradient reads the final stream"
@@ -137,6 +163,11 @@ class _Run:
                             yield part, gradients.float()
 
     @property
+    def _apart(self) -> bool:
+        """Whether an MLP's gradient is taken as what the stream's gradient gains across it: in float32, after attention."""
+        return not self.parallel and self.model.W_U.dtype in (torch.float32, torch.float64)
+
+    @property
     def _entering_mlp(self) -> str:
         return "resid_pre" if self.parallel else "resid_mid"
 
@@ -149,6 +180,12 @@ class _Run:
         name = self.point(layer, what)
         if (gradient := cotangent[name]) is None:
             return None
+        if what == "mlp_out" and self._apart:
+            depth = self.model.cfg.n_layers
+            behind = self.point(layer + 1, "resid_pre") if layer + 1 < depth else self.point(layer, "resid_post")
+            across = cotangent[self.point(layer, "resid_mid")], cotangent[behind]
+            if across[0] is not None and across[1] is not None:
+                return (across[0] - across[1])[None]
         if (through := self._through_map(name, part, entering, gradient)) is not None:
             return through
         chosen = torch.zeros(len(part), *gradient.shape, dtype=gradient.dtype, device=gradient.device)

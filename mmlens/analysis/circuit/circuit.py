@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmlens.analysis.circuit.attribution import attributed
+from mmlens.analysis.circuit.attribution import attributed, integrated
 from mmlens.analysis.circuit.graph import Graph, graph_of
 from mmlens.analysis.circuit.running import Base, run_edges
 from mmlens.analysis.circuit.sources import Written, written
@@ -241,8 +241,8 @@ def circuit(
     a head's keys and values: swap the runs. "eap-ig" sees both kinds, either way, where its `steps` do not jump over the
     stretch in which something saturates (five over a clamp: take 20).
 
-    Costs three forwards and one backward ("eap"; of the backward, each destination's last step again), 2 + `steps` of both
-    ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where the inputs do not line up.
+    Costs two forwards and one backward ("eap"; of the backward, each head's last step again), two forwards and `steps` of
+    both ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where the inputs do not line up.
     Sources: Syed et al. 2023 (EAP), Hanna et al. 2024 (EAP-IG); sites, grouped heads and neuron sets are ours.
     """
     lined_up(clean, corrupted)
@@ -252,19 +252,23 @@ def circuit(
         raise ValueError(f'edges are chosen for method="exact", which runs once for each; {method} has all at once')
     graph, masks = graph_of(model, corrupted, sites=sites, neurons=neurons)
     values: list[Tensor] = []
-    moved, here = (
-        written(model, inputs, graph, masks, lambda logits: values.append(metric(logits).cpu()))
-        for inputs in (clean, corrupted)
-    )
-    moved -= here
-    best, worst = values
-    if method == "exact":
-        base = Base.of(model, corrupted, here)
-        scores = _exact(graph, base, moved, masks, metric, worst, edges, progress=progress)
+
+    def sources(inputs: Inputs) -> Written:
+        return written(model, inputs, graph, masks, lambda logits: values.append(metric(logits).cpu()))
+
+    moved = sources(clean)
+    if method == "eap":  # the corrupted run is read while it runs with a gradient
+        scores, worst = attributed(model, corrupted, metric, graph, masks, moved)
+        values.append(worst)
     else:
-        del here  # as large as all sources at all positions
-        integrated = steps if method == "eap-ig" else None
-        scores = attributed(model, clean, corrupted, metric, graph, moved, steps=integrated, progress=progress)
+        moved -= (here := sources(corrupted))
+        if method == "exact":
+            base = Base.of(model, corrupted, here)
+            scores = _exact(graph, base, moved, masks, metric, values[1], edges, progress=progress)
+        else:
+            del here  # as large as all sources at all positions
+            scores = integrated(model, clean, corrupted, metric, graph, moved, steps=steps, progress=progress)
+    best, worst = values
     return Circuit(
         graph=graph,
         method=method,

@@ -7,13 +7,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlens.analysis.circuit.graph import Graph
-from mmlens.analysis.components import Components, decompose
+from mmlens.analysis.components import Components, Reader
+from mmlens.hooks import Hook
 from mmlens.inputs import Inputs
 from mmlens.model import HookedMLLM
 
 Written = Float[Tensor, "source batch pos d_model"]
 
 
+def reading(
+    model: HookedMLLM, inputs: Inputs, graph: Graph, sites: Bool[Tensor, "site batch pos"]
+) -> tuple[list[Hook], Callable[[], Written]]:
+    """Return hooks that read a run, and what then tells what each source wrote in it: see `written`."""
+    reader = Reader(model, inputs, torch.ones_like(inputs.tokens, dtype=torch.bool), True, units_of(graph), None)
+
+    def read() -> Written:
+        components, parts = reader.read()
+        values = torch.zeros(len(graph.sources), *inputs.tokens.shape, parts.shape[-1])
+        placed(values, components, parts.view(len(parts), *values.shape[1:]), graph, sites.cpu())
+        return values
+
+    return reader.through(model.cfg.n_layers), read
+
+
+@torch.no_grad()
 def written(
     model: HookedMLLM,
     inputs: Inputs,
@@ -22,12 +39,11 @@ def written(
     output: Callable[[Float[Tensor, "batch pos d_vocab"]], None] | None = None,
 ) -> Written:
     """Return what each source writes at each position (padding too), in float32 on the CPU; `output` gets the logits."""
-    every = torch.ones_like(inputs.tokens, dtype=torch.bool)
-    found = decompose(model, inputs, every, units=units_of(graph), output=output)
-    shape = inputs.tokens.shape
-    values = torch.zeros(len(graph.sources), *shape, found.parts.shape[-1])
-    placed(values, found.components, found.parts.view(len(found.parts), *shape, -1), graph, sites.cpu())
-    return values
+    hooks, read = reading(model, inputs, graph, sites)
+    logits = model.run_with_hooks(inputs, fwd_hooks=hooks)
+    if output is not None:
+        output(logits)
+    return read()
 
 
 def units_of(graph: Graph) -> dict[int, Tensor]:
