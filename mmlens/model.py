@@ -406,9 +406,13 @@ class HookedMLLM:
         return ids[0]
 
     def to_str_tokens(self, tokens: Int[Tensor, " pos"]) -> list[str]:
-        """Return each token as text; a leading space of the tokenizer's own spelling is shown as a space."""
-        pieces = self.tokenizer.convert_ids_to_tokens(tokens.tolist())
-        return [piece.replace("\u2581", " ").replace("\u0120", " ") for piece in pieces]
+        """Return each token as text; a leading space of the tokenizer's own spelling is shown as a space.
+
+        Where a vocabulary has been made larger than its tokenizer, ids without a token are shown as `<32001>`.
+        """
+        ids = tokens.tolist()
+        pieces = zip(self.tokenizer.convert_ids_to_tokens(ids), ids, strict=True)
+        return [f"<{id}>" if piece is None else piece.replace("\u2581", " ").replace("\u0120", " ") for piece, id in pieces]
 
     def identity(self) -> dict[str, str | None]:
         """Return the model's name, revision and a hash of its weights (all of them, so that an edit shows)."""

@@ -500,3 +500,8 @@ def test_a_model_in_memory_needs_no_folder_and_its_tokenizer_stays_as_it_was():
     assert made.bridge.tokenizer is words
     assert (dict(words.special_tokens_map), words.padding_side, len(words), words("a red car")["input_ids"]) == before
     assert made.bridge.to_tokens("a red car")[0].tolist() == before[3]
+
+
+def test_an_id_without_a_token_is_shown_by_its_number(small):
+    known = small.to_token("car")
+    assert small.to_str_tokens(torch.tensor([known, 10_000])) == ["car", "<10000>"]

@@ -4,6 +4,7 @@ import json
 import re
 from html import unescape
 
+import numpy as np
 import pytest
 import torch
 from drawn_circuit import HOSTILE
@@ -191,3 +192,19 @@ def test_what_is_not_finite_is_shown_as_0():
     values = torch.tensor([torch.nan, torch.inf, -torch.inf, 0, 0, 0])
     (choice,) = held(plot.tokens(WORDS, values))["views"][0]["choices"]
     assert choice == {"values": [0] * 6, "minValue": -1, "maxValue": 1}
+
+
+def test_fields_of_several_inputs_say_of_which(small, inputs, neurons):
+    other = small.with_images(inputs, [np.full((30, 30, 3), shade, np.uint8) for shade in (0, 200)])
+    fields = [receptive_field(small, one, neurons) for one in (other, inputs)]
+    card = plot.neuron_card(neurons, fields=fields, inputs=[inputs, other])
+    names = [one["name"] for one in held(card)["fields"]]
+    assert names == ["image:0 of row 0, inputs 1", "image:0 of row 0, inputs 0"]
+
+
+def test_a_change_of_next_to_nothing_is_drawn_small(small, inputs, neurons):
+    page = plot.neuron_card(neurons[[0]], ablation=curve(small, inputs, neurons[[0]], [0, 1]))
+    zero = float(re.search(r'class="zero" d="M([\d.]+)', page.html)[1])
+    own = float(re.search(r'class="own" cx="([\d.]+)"', page.html)[1])
+    change = float(curve(small, inputs, neurons[[0]], [0, 1]).change()[1].mean())
+    assert abs(change) < 0.05 and abs(own - zero) < 330 * abs(change) / 0.1 + 0.2, "a tenth is the whole axis, or less"

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
-
 from support import ask as asking
+from transformer_lens.model_bridge.generalized_components.linear import LinearBridge
 
 from mmlens import hooks
 

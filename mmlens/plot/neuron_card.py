@@ -89,6 +89,7 @@ class _Field:
     stage: Stage
     group: str
     row: int
+    which: str
     asked: str
     positions: list[int]
     values: Tensor
@@ -99,7 +100,7 @@ class _Field:
         if missing := [n for n in wanted if n not in known]:
             raise ValueError(f"each field is of all neurons of the card, {missing[0]} is in none of {field.neurons}")
         given = [inputs] if isinstance(inputs, Inputs) else list(inputs)
-        found = next((one for one in given if one.digest() in field.provenance.inputs), None)
+        place, found = next(((n, one) for n, one in enumerate(given) if one.digest() in field.provenance.inputs), (0, None))
         if found is None:
             raise ValueError(
                 f"a field is shown on the inputs that it was measured on, none of the {len(given)} given are those of "
@@ -117,6 +118,7 @@ class _Field:
             stage=Stage(views, found.tokens.shape[1]),
             group=group,
             row=row,
+            which=f", inputs {place}" if len(given) > 1 else "",
             asked=" ".join(found.text[row].split()),
             positions=(found.medium[row] == medium).nonzero()[:, 0].tolist(),
             values=field.activations[[known.index(n) for n in wanted]].double(),
@@ -124,8 +126,8 @@ class _Field:
 
     @property
     def name(self) -> str:
-        """Which medium of which row it is."""
-        return f"{self.group} of row {self.row}"
+        """Which medium of which row it is, of which inputs where there are several."""
+        return f"{self.group} of row {self.row}{self.which}"
 
     def data(self) -> dict[str, Any]:
         """Return what the script knows of the field: values with four digits, and its strongest position in words."""

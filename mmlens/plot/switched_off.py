@@ -68,7 +68,8 @@ def switched_off(ablation: AblationCurve | Evaluation | Sequence[AblationCurve] 
         if k
     ]
     what = "relative change of the targets' probability (−1: nothing is left)" if relative else "the targets' probability"
-    return _section(heading, f"{what}, mean of {curve.log_prob.shape[-1]}", effects, "change" if relative else "probability")
+    column = "change" if relative else "probability"
+    return _section(heading, f"{what}, mean of {curve.log_prob.shape[-1]}", effects, column, least=0.1)
 
 
 def _evaluated(found: Evaluation, label: str) -> list[Effect]:
@@ -97,10 +98,10 @@ def _evaluated(found: Evaluation, label: str) -> list[Effect]:
     return effects
 
 
-def _section(heading: str, what: str, effects: Sequence[Effect], column: str = "change") -> str:
+def _section(heading: str, what: str, effects: Sequence[Effect], column: str = "change", least: float = 0.0) -> str:
     if not effects:
         return ""
-    drawn = _drawing(effects, what)
+    drawn = _drawing(effects, what, least)
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(one))}</tr>" for one in effects)
     note = "<th></th>" if any(one.note for one in effects) else ""
     legend = "dot: this; grey: as many random neurons, a line for each draw, a band from the lowest to the highest"
@@ -120,10 +121,11 @@ def _cells(one: Effect) -> list[str]:
     return [spelled(one.name, 40), value, draws, *([one.note] if one.note else [])]
 
 
-def _drawing(effects: Sequence[Effect], what: str) -> str:
-    """Return the effects as dots on one axis, each above the range of its random draws."""
+def _drawing(effects: Sequence[Effect], what: str, least: float) -> str:
+    """Return the effects as dots on one axis, `least` long or longer, each above the range of its random draws."""
     ends = [v for one in effects for v in (0.0, one.value, one.low, one.high, *one.draws) if not math.isnan(v)]
     low, high = min(ends), max(ends)
+    low = min(low, high - least)
     room = 0.06 * (high - low) or 1.0
     low, high = low - room, high + room
     left, wide, step, top = 170.0, 330.0, 30.0, 8.0

@@ -61,7 +61,7 @@ def main() -> None:
 
         grow(works, Path(options.growth), options)
         return
-    pythons = {name: options.peers for name in PEERS} | ({"nnterp": options.nnterp} if options.nnterp else {})
+    pythons = dict.fromkeys(PEERS, options.peers) | ({"nnterp": options.nnterp} if options.nnterp else {})
     print(f"{machine(options)}\n\n{HEAD}", flush=True)
     told = dict(machine=machine(options), versions=versions(pythons), command=sys.argv[1:], date=str(date.today()))
     rows, wrong = [], []
@@ -112,14 +112,15 @@ def as_row(line: Compared) -> str:
 def machine(options) -> str:
     if options.device.startswith("cuda"):
         return f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {options.dtype}"
-    model = next((row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")), "")
+    told = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((row.split(":")[1].strip() for row in told if row.startswith("model name")), "")
     where = model or platform.machine()
     return f"torch {torch.__version__}, {where}, {options.threads} thread(s), {options.dtype}, {os.cpu_count()} CPUs seen"
 
 
 def versions(pythons) -> dict[str, str]:
     """Return the version of each package that a row runs, in the environment in which it runs."""
-    asked = {name: sys.executable for name in ("mmlens", "transformer-lens", "transformers")} | dict(pythons)
+    asked = dict.fromkeys(("mmlens", "transformer-lens", "transformers"), sys.executable) | dict(pythons)
     found = {}
     for name, python in asked.items():
         code = f"from importlib.metadata import version; print(version({name!r}))"

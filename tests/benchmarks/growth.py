@@ -67,7 +67,7 @@ def told(work: Work, axes: dict) -> str:
 
 
 def drawn(found: dict[str, dict], file: Path) -> None:
-    """Draw a panel for each axis, time above and memory below, both scales logarithmic; a line's exponent is beside its name."""
+    """Draw time above and memory below, a panel for each axis, on logarithmic scales; exponents stand behind the names."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a row of the table runs on: a folder with a LLaVA in random weights, and what it reads, as files that anyone can load."""
+"""What a row of the table runs on: a folder with a LLaVA in random weights, and what it reads, as plain files."""
 
 import json
 from dataclasses import dataclass

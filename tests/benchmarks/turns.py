@@ -25,7 +25,7 @@ class Process:
 
     def __init__(self, python: str, threads: int) -> None:
         script = Path(__file__).with_name("worker.py")
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [python, str(script), str(threads)], stdin=pipe, stdout=pipe, stderr=self._said, text=True
@@ -69,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of the table. Ratios are ours / theirs, of time by the round; `difference` is relative to the largest value."""
+    """One line of the table. Ratios are ours / theirs, of time by the round; `difference` is relative to the largest."""
 
     work: str
     call: str

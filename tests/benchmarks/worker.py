@@ -51,7 +51,7 @@ class Worker:
         return {"seconds": seconds}
 
     def memory(self) -> dict[str, Any]:
-        """Return the seconds of one run more, and the bytes by which memory rose at most above what it was; at least a page."""
+        """Return the seconds of one run more, and by how many bytes memory rose above what it was: a page or more."""
         tidied()
         if self.task.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()

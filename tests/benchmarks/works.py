@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Peer:
     """What ours is beside: `side` ("module.function" in `sides`), in words with its settings, and what is to be reached.
 
-    `time` and `memory` are goals for ours / theirs. `share`: the part of our work that the peer does, by which its time is
-    divided. `same`: both come to the same numbers, which is checked. `needs`: a package, in the peers' environment.
+    `time` and `memory` are goals for ours / theirs; `missed`, why not, where one is. `share`: the part of our work that the
+    peer does, by which its time is divided. `same`: both come to the same numbers, which is checked. `needs`: a package, in
+    the peers' environment.
     """
 
     side: str
@@ -18,6 +19,7 @@ class Peer:
     share: float = 1.0
     same: bool = True
     needs: str | None = None
+    missed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

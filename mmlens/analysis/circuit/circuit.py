@@ -242,7 +242,7 @@ def circuit(
     stretch in which something saturates (five over a clamp: take 20).
 
     Costs two forwards and one backward ("eap"; of the backward, each head's last step again), two forwards and `steps` of
-    both ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where the inputs do not line up.
+    both ("eap-ig"), or one forward of an edge's later layers each ("exact"). Raises ValueError where inputs do not line up.
     Sources: Syed et al. 2023 (EAP), Hanna et al. 2024 (EAP-IG); sites, grouped heads and neuron sets are ours.
     """
     lined_up(clean, corrupted)

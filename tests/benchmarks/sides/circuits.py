@@ -3,9 +3,10 @@
 from functools import partial
 
 import torch
-from sides.scores import beginning
 from task import Task
 from worker import Run
+
+from sides.scores import beginning
 
 
 def ours(task: Task) -> Run:

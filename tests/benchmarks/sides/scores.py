@@ -66,7 +66,7 @@ def nnsight(task: Task) -> Run:
                 kept.append(block.mlp.down_proj.input)
             target = traced.output.logits[:, -1].gather(1, token[:, None]).sum()
             gradients = torch.autograd.grad(target, kept)
-            scores = torch.stack([summed(a.detach() * g, where) for a, g in zip(kept, gradients)], dim=1).save()
+            scores = torch.stack([summed(a.detach() * g, where) for a, g in zip(kept, gradients, strict=True)], dim=1).save()
         return {"scores": scores}
 
     return run
