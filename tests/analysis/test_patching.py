@@ -250,11 +250,12 @@ def test_of_the_patched_block_only_the_patched_position_is_mapped_anew(llava):
     clean, corrupted, metric = runs(llava, "one")
     position = clean.tokens.shape[1] - 4
     attention = llava.hf_model.model.language_model.layers[1].self_attn
-    before = [vars(getattr(attention, f"{name}_proj").original_component).get("forward") for name in "qkv"]
+    own = {name: getattr(attention, f"{name}_proj").original_component for name in "qkv"}
+    before = [vars(linear).get("forward") for linear in own.values()]
     computed, linear = [], torch.nn.functional.linear
 
     def counted(stream, weight, *rest):
-        owner = next((n for n in "qkv" if weight is getattr(attention, f"{n}_proj").original_component.weight), None)
+        owner = next((name for name, linear in own.items() if weight is linear.weight), None)
         if owner is not None:
             computed.append((owner, stream.shape[:-1].numel()))
         return linear(stream, weight, *rest)
@@ -267,8 +268,7 @@ def test_of_the_patched_block_only_the_patched_position_is_mapped_anew(llava):
     length = clean.tokens.shape[1]
     whole = sorted((name, length) for name in "qkv") * 2  # the corrupted run, and the clean one
     assert sorted(computed) == sorted([*whole, *((name, 1) for name in "qkv")])
-    after = [vars(getattr(attention, f"{name}_proj").original_component).get("forward") for name in "qkv"]
-    assert after == before
+    assert [vars(linear).get("forward") for linear in own.values()] == before
 
 
 @pytest.mark.parametrize("activation", ["resid_pre", "attn_out"])
