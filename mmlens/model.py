@@ -69,7 +69,7 @@ class HookedMLLM:
         self.name, self.revision, self.family = name, revision, family
         attention.attach_all(self.bridge)
         self.points = HookPoints(self.bridge, family, config)
-        self._rest = Rest(self.hf_model)
+        self._rest = Rest(self.bridge, self.hf_model)
         self._watchers: list[Watch] = []
         self._hashed: tuple[Any, str] = ((), "")
         self.hf_model.set_attn_implementation(attention.NAME)
@@ -222,6 +222,21 @@ class HookedMLLM:
         """
         with self.hooks(fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks):
             return self(inputs)
+
+    def next_logits(self, inputs: Inputs, *, fwd_hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch d_vocab"]:
+        """Return the logits of each row's last position, from a run with these hooks that unembeds no other.
+
+        They are `run_with_hooks(...)[:, -1]`, but for rounding. A hook behind the unembedding sees that position only.
+        """
+
+        def last(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return args[0][:, -1:], *args[1:]
+
+        handle = self.bridge.unembed.original_component.register_forward_pre_hook(last)
+        try:
+            return self.run_with_hooks(inputs, fwd_hooks=fwd_hooks)[:, -1]
+        finally:
+            handle.remove()
 
     def generate(
         self, inputs: Inputs, *, max_new_tokens: int = 16, fwd_hooks: Sequence[Hook] = (), **options: Any

@@ -15,10 +15,10 @@ from transformer_lens.model_bridge.generalized_components.mlp import MLPBridge
 from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
 from transformer_lens.model_bridge.generalized_components.rms_normalization import RMSNormalizationBridge
 
-# Of these exactly: all that they do around the module that they wrap is to call hook points. A kind of our own may do more,
-# and a block stays where it is found by its number.
+# Of these exactly: all that they do around the module that they wrap is to call hook points. A kind of our own may do more.
 KINDS = (
     AttentionBridge,
+    BlockBridge,
     GatedMLPBridge,
     LinearBridge,
     MLPBridge,
@@ -28,9 +28,13 @@ KINDS = (
 
 
 class Rest:
-    """The places in a transformers model where a component of the bridge stands in front of a module of its own."""
+    """The places in a transformers model where a component of the bridge stands in front of a module of its own.
 
-    def __init__(self, hf_model: nn.Module) -> None:
+    The bridge gets a list of its blocks of its own: there they are found by their numbers while they rest.
+    """
+
+    def __init__(self, bridge: Any, hf_model: nn.Module) -> None:
+        bridge._modules["blocks"] = nn.ModuleList(bridge.blocks).train(bridge.training)
         # Hooks of TransformerLens' own, for points that never fire here; it would put them on when a block first runs.
         blocks = [module for module in hf_model.modules() if isinstance(module, BlockBridge)]
         for block in blocks:

@@ -505,3 +505,25 @@ def test_a_model_in_memory_needs_no_folder_and_its_tokenizer_stays_as_it_was():
 def test_an_id_without_a_token_is_shown_by_its_number(small):
     known = small.to_token("car")
     assert small.to_str_tokens(torch.tensor([known, 10_000])) == ["car", "<10000>"]
+
+
+@torch.no_grad()
+def test_the_next_logits_are_the_last_positions_and_no_other_position_is_unembedded(model, batches):
+    inputs, widths = batches["mixed"], []
+    head = model.bridge.unembed.original_component
+    handle = head.register_forward_hook(lambda module, args, out: widths.append(args[0].shape[1]))
+    found = model.next_logits(inputs)
+    handle.remove()
+    truth = model(inputs)[:, -1]
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5 * truth.abs().max().item())
+    assert widths == [1] and not head._forward_pre_hooks
+
+
+def test_hooks_edit_the_next_logits_and_an_error_leaves_nothing_behind(small):
+    inputs, off = ask(small, "one"), [("blocks.1.mlp.hook_post", hooks.replace(0.0))]
+    with torch.no_grad():
+        edited = small.run_with_hooks(inputs, fwd_hooks=off)[:, -1]
+        torch.testing.assert_close(small.next_logits(inputs, fwd_hooks=off), edited)
+    with pytest.raises(RuntimeError, match="the hook failed"):
+        small.next_logits(inputs, fwd_hooks=[("blocks.0.mlp.hook_post", explode)])
+    assert not small.bridge.unembed.original_component._forward_pre_hooks

@@ -144,7 +144,7 @@ def read_rows(
         sink(points[hook.name], pattern.float())
 
     with rows_of(positions):
-        model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in points])
+        model.next_logits(inputs, fwd_hooks=[(name, feed(read)) for name in points])
     if not ran:
         raise ValueError(
             f"no layer of {module!r} has run: give a module that has attention, of {', '.join(model.widths)}, and inputs "

@@ -76,8 +76,8 @@ def grad_x_activation(
         sink = _scores(layer, reduction, found, idle=module != "language")
         hooks.append((neuron_hook(module, layer, site), feed(sink)))
     with torch.enable_grad():
-        logits = model.run_with_hooks(inputs, fwd_hooks=hooks)
-        logits[:, -1].gather(1, tokens[:, None].to(logits.device)).sum().backward(inputs=starts)
+        logits = model.next_logits(inputs, fwd_hooks=hooks)
+        logits.gather(1, tokens[:, None].to(logits.device)).sum().backward(inputs=starts)
     stacked = [torch.stack(part, dim=1) for part in zip(*(found[layer] for layer in layers), strict=True)]
     return Attribution(
         scores=stacked[0],

@@ -45,7 +45,7 @@ def activation_score(
 
         return layers.hook(model, "language", layer, add)
 
-    model.run_with_hooks(inputs, fwd_hooks=[hook(layer) for layer in range(len(widths))])
+    model.next_logits(inputs, fwd_hooks=[hook(layer) for layer in range(len(widths))])
     return scores
 
 

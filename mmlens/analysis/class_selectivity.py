@@ -133,7 +133,7 @@ def _means(model: HookedMLLM, inputs: Inputs, sets: Sequence[Neurons]) -> Float[
 
         return neuron_hook("language", layer, "post"), feed(add)
 
-    model.run_with_hooks(inputs, fwd_hooks=[hook(layer) for layer in sorted({layer for one in layers for _, layer in one})])
+    model.next_logits(inputs, fwd_hooks=[hook(layer) for layer in sorted({layer for one in layers for _, layer in one})])
     return (sums / torch.tensor([len(one) for one in sets])[:, None]).float()
 
 

@@ -76,7 +76,7 @@ def logit_contribution(
 
     behind = {layer: f"blocks.{layer}.ln2_post.hook_scale" for layer in range(len(widths)) if is_sandwich(model, layer)}
     frozen = ["ln_final.hook_scale", *behind.values()] if norm == "frozen" else []
-    model.run_with_hooks(inputs, fwd_hooks=[*map(neurons, range(len(widths))), *map(scale, frozen)])
+    model.next_logits(inputs, fwd_hooks=[*map(neurons, range(len(widths))), *map(scale, frozen)])
     if norm == "frozen":
         scores /= scales["ln_final.hook_scale"][:, :, None]
         for layer, name in behind.items():

@@ -191,7 +191,7 @@ def _by_layer(
     def read(resid: Tensor, hook: Any) -> None:
         found.append(measure(torch.nn.functional.normalize(resid.float(), dim=-1).cpu()))
 
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
+    model.next_logits(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
     return [torch.stack(part) for part in zip(*found, strict=True)]
 
 

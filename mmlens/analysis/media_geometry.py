@@ -126,5 +126,5 @@ def _embedded(model: HookedMLLM, inputs: Inputs, module: str, layer: int, pool: 
         sums = sums.index_add(0, own, resid[rows >= 0].double())
         found.append((sums / own.bincount(minlength=len(inputs))[:, None]).float().cpu())
 
-    model.run_with_hooks(inputs, fwd_hooks=[(f"{module}.blocks.{layer}.hook_resid_post", feed(read))])
+    model.next_logits(inputs, fwd_hooks=[(f"{module}.blocks.{layer}.hook_resid_post", feed(read))])
     return found[0]

@@ -56,7 +56,7 @@ def stream_change(
     masks = torch.stack([inputs.mask(group) for group in groups])
     clean: list[Tensor] = []
     keep = feed(lambda resid, hook: clean.append(resid.clone()))
-    model.run_with_hooks(inputs, fwd_hooks=[(name, keep) for name in stream_points(model)])
+    model.next_logits(inputs, fwd_hooks=[(name, keep) for name in stream_points(model)])
     moved = [_moved(model, inputs, clean, masks, ablate(one, value=value, where=where)) for one in sets]
     relative, turned = (torch.stack(part) for part in zip(*moved, strict=True))
     return StreamChange(
@@ -95,7 +95,7 @@ def _moved(
         apart = torch.nn.functional.normalize(now, dim=-1) - torch.nn.functional.normalize(before, dim=-1)
         turned.append(_mean((apart**2).sum(-1) / 2, masks))  # 1 - cos, without losing small ones to rounding
 
-    model.run_with_hooks(inputs, fwd_hooks=[*edits, *((name, feed(compare)) for name in stream_points(model))])
+    model.next_logits(inputs, fwd_hooks=[*edits, *((name, feed(compare)) for name in stream_points(model))])
     return torch.stack(relative, 1), torch.stack(turned, 1)
 
 

@@ -109,5 +109,5 @@ def _streams(
     def read(resid: Tensor, hook: Any) -> None:
         found.append(resid[chosen[:, 0].to(resid.device), chosen[:, 1].to(resid.device)].clone())
 
-    model.run_with_hooks(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
+    model.next_logits(inputs, fwd_hooks=[(name, feed(read)) for name in stream_points(model)])
     return found

@@ -14,6 +14,8 @@ safetensors (`--peers`); without one they are left out:
     python tests/benchmarks --peers peers/bin/python
 
 On a GPU, in the shapes of a 7B model: `python tests/benchmarks --size 7b --device cuda --dtype bfloat16 --rounds 5`.
+Rows that are in FILE already stay, but for those that are measured anew.
+
 `--growth FIGURE.png` draws instead how time and memory of ours grow with positions, layers and samples.
 """
 
@@ -64,13 +66,14 @@ def main() -> None:
     pythons = dict.fromkeys(PEERS, options.peers) | ({"nnterp": options.nnterp} if options.nnterp else {})
     print(f"{machine(options)}\n\n{HEAD}", flush=True)
     told = dict(machine=machine(options), versions=versions(pythons), command=sys.argv[1:], date=str(date.today()))
-    rows, wrong = [], []
+    rows, wrong = kept(options.json), []
     for size, work in ((size, work) for size in options.size for work in works if size in work.sizes):
         try:
             lines = measured(work, size, options, pythons)
         except (Cannot, AssertionError) as error:
             wrong.append(str(error))
             continue
+        rows = [row for row in rows if (row["size"], row["work"]) != (size, work.name)]
         for line in lines:
             print(as_row(line), flush=True)
             rows.append(line.as_json())
@@ -78,6 +81,11 @@ def main() -> None:
             Path(options.json).write_text(json.dumps(told | dict(rows=rows), indent=1) + "\n")
     if wrong:
         sys.exit("\n".join(["", "without a row:", *wrong]))
+
+
+def kept(file: str | None) -> list[dict]:
+    """Return the rows that an earlier run wrote: those of other work stay."""
+    return json.loads(Path(file).read_text())["rows"] if file and Path(file).exists() else []
 
 
 def measured(work, size, options, pythons) -> list[Compared]:
