@@ -236,7 +236,7 @@ def test_a_question_about_an_object_of_the_scene_finds_its_mask(organism, tmp_pa
         pytest.param("llava-siglip-qwen2", None, {}, marks=pytest.mark.slow),
         pytest.param("llava-clip-llama", picture(0, 131, 57).convert("L"), {}, marks=pytest.mark.slow),
         pytest.param("llava-siglip-qwen2", Image.new("RGBA", (7, 90), "red"), {}, marks=pytest.mark.slow),
-        ("llava-siglip-qwen2", picture(0, 600, 350), {"image_size": 84}),
+        pytest.param("llava-siglip-qwen2", picture(0, 600, 350), {"image_size": 84}, marks=pytest.mark.slow),
     ],
 )
 def test_any_model_and_any_picture_make_a_page(tmp_path, family, image, changes):

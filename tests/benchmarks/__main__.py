@@ -31,21 +31,22 @@ from pathlib import Path
 
 import torch
 from task import SIZES, Task, make
-from turns import Cannot, Compared, compare
+from turns import ROUNDING, Cannot, Compared, compare
 from works import WORKS
 
 PEERS = ("nnsight", "captum", "nnterp")
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["25m"])
-    parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name or call has these words in it")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], metavar="WORDS", help="rows whose name or call has one of these in it"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
+    parser.add_argument("--dtype", default="float32", choices=ROUNDING)
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="the interpreter that has the peers")
     parser.add_argument("--nnterp", default=None, metavar="PYTHON", help="another one, for nnterp")
     parser.add_argument("--json", default=None, metavar="FILE")
@@ -55,9 +56,9 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = options_of()
-    works = [work for work in WORKS if options.only.lower() in f"{work.name} {work.call}".lower()]
+    works = [work for work in WORKS if any(part.lower() in f"{work.name} {work.call}".lower() for part in options.only)]
     if not works:
-        sys.exit(f"no row has {options.only!r} in its name or call: {', '.join(work.call for work in WORKS)}")
+        sys.exit(f"no row has {' or '.join(options.only)} in its name or call: {', '.join(work.call for work in WORKS)}")
     if options.growth:
         from growth import grow
 
@@ -94,7 +95,7 @@ def measured(work, size, options, pythons) -> list[Compared]:
         make(Path(folder), size, images=work.images, rows=work.rows, vocabulary=vocabulary, dtype=options.dtype)
         task = Task(Path(folder), options.device, options.dtype)
         how = dict(rounds=options.rounds, threads=options.threads, pythons=pythons)
-        return compare(work, task, size, tolerance=TOLERANCE[options.dtype], **how)
+        return compare(work, task, size, **how)
 
 
 HEAD = (

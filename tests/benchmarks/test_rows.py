@@ -36,7 +36,7 @@ def test_both_sides_of_a_row_come_to_the_same_numbers(work, task):
         if peer.needs is None or find_spec(peer.needs):
             told = side_of(peer.side)(toy)(0)
             if peer.same:
-                assert largest_difference(found, told) < 1e-3, peer.what
+                assert largest_difference(found, told) < peer.within, peer.what
 
 
 def test_sides_that_differ_are_told_from_those_that_agree():

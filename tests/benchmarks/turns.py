@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from task import Task
 from works import Peer, Work
 
+ROUNDING = {"float32": 1.0, "bfloat16": 50.0, "float16": 50.0}
+"""How much farther than float32 a dtype's numbers may lie apart."""
+
 
 class Cannot(RuntimeError):
     """A side can't do the work; the message is its error."""
@@ -106,9 +109,7 @@ class Compared:
         return asdict(self) | dict(time=None if self.cannot else self.time, quartiles=[low, high], met=self.met)
 
 
-def compare(
-    work: Work, task: Task, size: str, *, rounds: int, threads: int, pythons: Mapping[str, str], tolerance: float = 1e-3
-) -> list[Compared]:
+def compare(work: Work, task: Task, size: str, *, rounds: int, threads: int, pythons: Mapping[str, str]) -> list[Compared]:
     """Return a work's lines. Raises AssertionError where two sides that should come to the same numbers do not."""
     with ExitStack() as stack:
         sides, processes = {work.ours: Measured()}, {}
@@ -135,7 +136,9 @@ def compare(
         for side, process in processes.items():
             sides[side].bytes = process.ask("memory")["bytes"]
     positions = task.facts["positions"]
-    return [line(work, peer, sides[work.ours], sides[peer.side], size, positions, tolerance) for peer in work.peers]
+    return [
+        line(work, peer, sides[work.ours], sides[peer.side], size, positions, ROUNDING[task.dtype]) for peer in work.peers
+    ]
 
 
 def line(work: Work, peer: Peer, ours: Measured, theirs: Measured, size: str, positions: int, tolerance: float) -> Compared:
@@ -143,7 +146,7 @@ def line(work: Work, peer: Peer, ours: Measured, theirs: Measured, size: str, po
     difference = None
     if not theirs.cannot and peer.same:
         difference = largest_difference(ours.found, theirs.found)
-        if not difference <= tolerance:
+        if not difference <= peer.within * rounding:
             raise AssertionError(f"{work.name} beside {peer.what}: the numbers differ by {difference:.1e} of the largest")
     return Compared(
         work=work.name,

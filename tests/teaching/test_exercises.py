@@ -421,7 +421,10 @@ def solved(name):
         return SOLVED[name]()
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = ("06/at-its-mean", "06/in-both", "07/which-head", "07/which-position", "10/which-queries")  # seconds to solve
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES])
 def test_the_right_answer_is_right_and_wrong_ones_get_their_hints(name):
     right, wrong = solved(name)
     assert check(name, right).status == "right", check(name, right)

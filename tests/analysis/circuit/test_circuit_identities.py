@@ -104,6 +104,7 @@ def read_at(plain, inputs, depth):
     return {key: stream.reshape(*inputs.tokens.shape, -1) for key, stream in seen.items()}
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_sources_and_biases_add_up_to_what_every_destination_reads(model, plain, case):
     depth = model.cfg.n_layers
@@ -316,7 +317,7 @@ def nearly(model, folder):
     return dict(clean=clean, corrupted=corrupted, metric=partial(metrics.logit_diff, correct=correct, wrong=wrong))
 
 
-@pytest.mark.dear
+@pytest.mark.dear("blip2-opt", "gemma3", "qwen3-vl")
 def test_where_little_changes_edges_rank_by_their_gradient_as_exactly_and_entering_ones_add_up_to_the_change(model, folder):
     runs = nearly(model, folder)
     first = circuit(model, **runs)

@@ -82,6 +82,7 @@ def test_exact_patching_of_every_edge_finds_each_circuit(case, name):
     assert f1(case.find(DIRECTIONS[name], method="exact", rows=1), case.edges(name)) >= 0.95
 
 
+@pytest.mark.slow
 def test_taken_away_one_by_one_neither_of_the_pair_shows_and_together_both_do(picture_case):
     case, story = picture_case, STORIES["pair"]
     share = scores(exactly(case, "pair", story.reversed(), others=0), case.edges("pair"))
@@ -136,6 +137,7 @@ def first_of_their_kind(found, edges):
     return first, sum(chances) / len(chances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[1], marks=pytest.mark.slow)], indirect=True)
 def test_in_the_twin_no_edge_carries_anything_and_the_planted_ones_no_more_than_others_of_their_kind(case):
     """Each planted edge is the first of its kind with a known chance: as many are as a binomial allows in 999 of 1000.
