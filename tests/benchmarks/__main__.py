@@ -66,7 +66,7 @@ def main() -> None:
         return
     pythons = dict.fromkeys(PEERS, options.peers) | ({"nnterp": options.nnterp} if options.nnterp else {})
     print(f"{machine(options)}\n\n{HEAD}", flush=True)
-    told = dict(machine=machine(options), versions=versions(pythons), command=sys.argv[1:], date=str(date.today()))
+    told = dict(machine=machine(options), versions=versions(pythons), date=str(date.today()))
     rows, wrong = kept(options.json), []
     for size, work in ((size, work) for size in options.size for work in works if size in work.sizes):
         try:

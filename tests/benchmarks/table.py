@@ -7,14 +7,15 @@ Between its two marks in the file, `--write` puts the table; without it, the tab
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 from works import WORKS
 
-HEAD = (
-    "| work, ours | beside | time, ours / beside | memory | goal |\n|---|---|---|---|---|",
-    "benchmarks: python tests/benchmarks/table.py tests/benchmarks/measured.json --write README.md",
+HEAD = "| work, ours | beside | time, ours / beside | memory | goal |\n|---|---|---|---|---|"
+MARK = "benchmarks: python tests/benchmarks/table.py tests/benchmarks/measured.json --write README.md"
+COMMANDS = (
+    "python tests/benchmarks --peers peers/bin/python --json tests/benchmarks/measured.json",
+    "python tests/benchmarks --size 250m --rounds 3 --peers peers/bin/python --json tests/benchmarks/measured.json",
 )
 
 
@@ -36,7 +37,7 @@ def rendered(measured: dict) -> str:
             if (larger := large.get((work.name, peer.what))) and not larger["cannot"]:
                 ratio += f"; 250 M: {larger['time']:.2f}"
             lines.append(f"| {name} | {peer.what} | {ratio} | {row['memory']:.2f} | {goal(row, peer.missed)} |")
-    return "\n".join([HEAD[0], *lines])
+    return "\n".join([HEAD, *lines])
 
 
 def key(row: dict) -> tuple[str, str]:
@@ -55,8 +56,8 @@ def goal(row: dict, why: str) -> str:
 def about(measured: dict) -> str:
     """Return what was run, where and when."""
     versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
-    command = "python tests/benchmarks " + " ".join(measured["command"])
-    return f"{measured['date']}, {measured['machine']}; {versions}.\n`{re.sub(r'/[^ ]*/(?=bin/python)', 'peers/', command)}`"
+    commands = "\n".join(COMMANDS)
+    return f"{measured['date']}, {measured['machine']}; {versions}.\n\n```bash\n{commands}\n```"
 
 
 def main() -> None:
@@ -70,8 +71,8 @@ def main() -> None:
         print(text)
         return
     file = Path(options.write)
-    before, mark, rest = file.read_text().partition(f"<!-- {HEAD[1]} -->\n")
-    assert mark, f"{file} has no mark: <!-- {HEAD[1]} -->"
+    before, mark, rest = file.read_text().partition(f"<!-- {MARK} -->\n")
+    assert mark, f"{file} has no mark: <!-- {MARK} -->"
     file.write_text(before + mark + text + "\n<!-- /benchmarks -->" + rest.partition("<!-- /benchmarks -->")[2])
 
 

@@ -1,6 +1,7 @@
 """Every row of the table runs, on a toy, and both its sides come to the same numbers; no time is asserted."""
 
 import json
+import runpy
 import subprocess
 import sys
 from functools import cache
@@ -11,11 +12,12 @@ import pytest
 import torch
 from growth import grow
 from task import Task, make
-from turns import largest_difference
+from turns import Measured, largest_difference, line
 from worker import side_of
 from works import WORKS
 
 HERE = Path(__file__).parent
+as_row = runpy.run_path(str(HERE / "__main__.py"), run_name="benchmarks")["as_row"]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,17 @@ def task(tmp_path_factory):
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.ours)
 def test_both_sides_of_a_row_come_to_the_same_numbers(work, task):
     toy = task(work.images, min(work.rows, 5))
-    found = side_of(work.ours)(toy)(0)
-    assert all(torch.isfinite(value.float()).all() for value in found.values())
+    ours = Measured([2.0, 3.0], 50, side_of(work.ours)(toy)(0))
+    assert all(torch.isfinite(value.float()).all() for value in ours.found.values())
     for peer in work.peers:
         if peer.needs is None or find_spec(peer.needs):
-            told = side_of(peer.side)(toy)(0)
+            theirs = Measured([4.0, 4.0], 100, side_of(peer.side)(toy)(0))
+            told = line(work, peer, ours, theirs, "toy", toy.facts["positions"], rounding=1.0)
+            assert told.time == 0.625 * peer.share and told.memory == 0.5 and f"| {peer.what} |" in as_row(told)
             if peer.same:
-                assert largest_difference(found, told) < peer.within, peer.what
+                wrong = {name: value.float() * 1.01 + 0.01 for name, value in ours.found.items()}
+                with pytest.raises(AssertionError, match="the numbers differ"):
+                    line(work, peer, Measured([1.0], 1, wrong), theirs, "toy", 56, rounding=1.0)
 
 
 def test_sides_that_differ_are_told_from_those_that_agree():

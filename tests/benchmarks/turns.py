@@ -141,7 +141,7 @@ def compare(work: Work, task: Task, size: str, *, rounds: int, threads: int, pyt
     ]
 
 
-def line(work: Work, peer: Peer, ours: Measured, theirs: Measured, size: str, positions: int, tolerance: float) -> Compared:
+def line(work: Work, peer: Peer, ours: Measured, theirs: Measured, size: str, positions: int, rounding: float) -> Compared:
     """Return one line of the table."""
     difference = None
     if not theirs.cannot and peer.same:
