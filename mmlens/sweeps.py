@@ -225,7 +225,9 @@ class _Run:
         with torch.no_grad():
             if hooks:
                 with self.model.hooks(fwd_hooks=hooks, must_fire=False):
-                    self.model(batch.inputs)
+                    read = {name for pattern, _ in hooks for name in self.model.points.resolve(pattern)}
+                    run = self.model if any("unembed" in name for name in read) else self.model.next_logits
+                    run(batch.inputs)  # nobody else reads logits
             for accumulator in self.accumulators.values():
                 accumulator.observe(self.model, batch)
 

@@ -1,6 +1,6 @@
 """What a residual stream is a sum of: what entered block 0, and what every head, neuron and sublayer added to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,8 +109,8 @@ def decompose(
         output(logits)
     if at == "mid":
         reader.attend(whole)
-    components, parts = reader.read()
-    return Decomposed(components=components, parts=parts, stream=_onto(reader.seen[end], onto).cpu())
+    stream = _onto(reader.seen[end], onto).cpu()
+    return Decomposed(components=reader.components(), parts=torch.cat([*reader.parts()]), stream=stream)
 
 
 @dataclass
@@ -137,15 +137,18 @@ class Reader:
         """Return the hooks that read what enters, and all of the first `whole` blocks."""
         return [*self.entering(), *(hook for number in range(whole) for hook in self.block(number, whole, at))]
 
-    def read(self) -> tuple[Components, Float[Tensor, "component place out"]]:
-        """Return what the run was found to be made of, which the reader then forgets."""
-        found, self.found = self.found, []
-        components = Components(
-            kind=tuple(kind for kind, _, indices, _ in found for _ in indices),
-            layer=torch.cat([torch.full_like(indices, number) for _, number, indices, _ in found]),
-            index=torch.cat([indices for _, _, indices, _ in found]),
+    def components(self) -> Components:
+        """Return what the run was found to be made of."""
+        return Components(
+            kind=tuple(kind for kind, _, indices, _ in self.found for _ in indices),
+            layer=torch.cat([torch.full_like(indices, number) for _, number, indices, _ in self.found]),
+            index=torch.cat([indices for _, _, indices, _ in self.found]),
         )
-        return components, torch.cat([parts for *_, parts in found])
+
+    def parts(self) -> Iterator[Float[Tensor, "component place out"]]:
+        """Yield what those components are, some at a time, which the reader then forgets."""
+        while self.found:
+            yield self.found.pop(0)[-1]
 
     def entering(self) -> list[Hook]:
         """Return the hooks that read what enters block 0, learned positions apart."""

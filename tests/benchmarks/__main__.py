@@ -16,7 +16,7 @@ safetensors (`--peers`); without one they are left out:
 On a GPU, in the shapes of a 7B model: `python tests/benchmarks --size 7b --device cuda --dtype bfloat16 --rounds 5`.
 Rows that are in FILE already stay, but for those that are measured anew.
 
-`--growth FIGURE.png` draws instead how time and memory of ours grow with positions, layers and samples.
+`--size 3m --growth FIGURE.png` draws instead how time and memory of ours grow with positions, layers and samples.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from task import SIZES, Task, make
 from turns import Process
 from works import Work
 
-AXES = {"positions": ("images", (1, 2, 4)), "layers": ("layers", (3, 6, 12)), "samples": ("rows", (1, 2, 4))}
-"""What is varied, and the argument of `make` that varies it; the others stay at one picture, six layers, one sample."""
+AXES = {"positions": ("images", (1, 2, 4)), "layers": ("layers", (1, 2, 4)), "samples": ("rows", (1, 2, 4))}
+"""What is varied, the argument of `make` that varies it, and how often; layers are so many times half of the model's."""
 WHAT = {"seconds": "time (s)", "bytes": "memory above what it was (MB)"}
 
 
@@ -41,8 +41,10 @@ def grown(work: Work, process: Process, size: str, tasks: dict[tuple, Task], fol
     for axis in work.grows:
         name, values = AXES[axis]
         at, points = [], []
+        depth = SIZES[size]["layers"]
         for value in values:
-            change = {"images": 1, "rows": 1, "layers": SIZES[size].get("layers"), name: value}
+            value = value * depth // 2 if name == "layers" else value
+            change = {"images": 1, "rows": 1, "layers": depth, name: value}
             key = tuple(change.values())
             if key not in tasks:
                 tasks[key] = Task(make(folder / "-".join(map(str, key)), size, **change), options.device, options.dtype)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": dict(layers=3, kv_heads=4),
+    "3m": dict(image_size=336, patch_size=14, layers=4, d_model=256, d_mlp=688, heads=4, kv_heads=4),
     "25m": dict(image_size=336, patch_size=14, layers=6, d_model=512, d_mlp=1376, heads=8, kv_heads=8),
     "250m": dict(image_size=336, patch_size=14, layers=18, d_model=1024, d_mlp=2752, heads=16, kv_heads=16),
     "7b": dict(image_size=336, patch_size=14, layers=32, d_model=4096, d_mlp=11008, heads=32, kv_heads=32),
 }
 """Weights in the language model. 576 positions per image, as LLaVA-1.5 has them; the toy has 25."""
-VOCABULARY = {"toy": 0, "25m": 5_900, "250m": 5_900, "7b": 32_000}
+VOCABULARY = {"toy": 0, "3m": 1_000, "25m": 5_900, "250m": 5_900, "7b": 32_000}
 TEXT = "the red car " * 10
 RIGHT, WRONG = "car", "boat"
 

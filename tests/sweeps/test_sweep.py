@@ -14,7 +14,8 @@ from filelock import FileLock
 from support import leaves_no_hooks
 
 import mmlens
-from mmlens.stats import TokenStats
+from mmlens.hooks import feed
+from mmlens.stats import Accumulator, TokenStats
 from mmlens.sweeps import Sweep, SweepFailed
 
 
@@ -59,6 +60,34 @@ def test_a_sweep_counts_what_transformers_own_modules_put_out(small, plain_small
     np.testing.assert_array_equal(found.totals["count"]["language"], count)
     np.testing.assert_allclose(found.totals["sum"]["language"], total, rtol=1e-5, atol=1e-5)
     assert found.tokens["vision"][:, 0].sum() == 26 * sum(one.images is not None for one in nineteen)
+
+
+class Heard(Accumulator):
+    """Notes how many positions' logits a run came to, and, where `listens`, hears them itself."""
+
+    def __init__(self, listens):
+        super().__init__()
+        self.listens, self.heard = listens, []
+
+    def recipe(self):
+        return {"is": "Heard"}
+
+    def hooks(self, model, batch):
+        name = "hook_unembed" if self.listens else "blocks.0.hook_resid_pre"
+        return [*super().hooks(model, batch), (name, feed(lambda value, hook: self.heard.append(value.shape[1])))]
+
+    def result(self, model):
+        return mmlens.Neurons.of([(0, 0)], model.widths)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_only_where_logits_are_read_is_every_position_unembedded(small, listens):
+    heard, widths = Heard(listens), []
+    head = small.bridge.unembed.original_component
+    handle = head.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+    mmlens.sweep(small, [mmlens.Example("the red car " * 5)], {"heard": heard}, progress=False)
+    handle.remove()
+    assert heard.heard[0] > 10 and widths == [heard.heard[0] if listens else 1]
 
 
 def test_lists_generators_and_data_sets_are_swept_alike(small, tmp_path, nineteen):

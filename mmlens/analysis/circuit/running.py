@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlens.analysis.circuit.graph import ENTERING, Graph
 from mmlens.analysis.circuit.sources import Written, placed, units_of
-from mmlens.analysis.components import Components, Reader
+from mmlens.analysis.components import Reader
 from mmlens.analysis.replay import Replay, record
 from mmlens.hooks import Hook, neuron_hook
 from mmlens.inputs import Inputs
@@ -166,13 +166,6 @@ class _Run:
         """Set how far what a block's heads, or MLP, wrote is from the base run."""
         if attend:
             reader.attend(layer)
-        components = Components(
-            kind=tuple(kind for kind, _, indices, _ in reader.found for _ in indices),
-            layer=torch.cat([torch.full_like(indices, number) for _, number, indices, _ in reader.found]),
-            index=torch.cat([indices for _, _, indices, _ in reader.found]),
-        )
-        parts = torch.cat([part for *_, part in reader.found])
-        reader.found.clear()
         kinds = ("head",) if attend else ("mlp", "neurons")
         own = [
             n
@@ -180,7 +173,9 @@ class _Run:
             if at == layer and kind in kinds
         ]
         self.away[own] = -self.base.sources[own]
-        placed(self.away, components, parts.view(len(parts), batch, -1, parts.shape[-1]), self.graph, self.sites)
+        components = reader.components()
+        each = (part.view(batch, -1, part.shape[-1]) for parts in reader.parts() for part in parts)
+        placed(self.away, components, each, self.graph, self.sites)
 
 
 def _assembled(runs: int, of: Int[Tensor, " part"], *, axis: int) -> Any:

@@ -1,6 +1,6 @@
 """What every source writes at every position, in a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,9 +22,10 @@ def reading(
     reader = Reader(model, inputs, torch.ones_like(inputs.tokens, dtype=torch.bool), True, units_of(graph), None)
 
     def read() -> Written:
-        components, parts = reader.read()
-        values = torch.zeros(len(graph.sources), *inputs.tokens.shape, parts.shape[-1])
-        placed(values, components, parts.view(len(parts), *values.shape[1:]), graph, sites.cpu())
+        values = torch.zeros(len(graph.sources), *inputs.tokens.shape, model.cfg.d_model)
+        components = reader.components()
+        each = (part.view(values.shape[1:]) for parts in reader.parts() for part in parts)
+        placed(values, components, each, graph, sites.cpu())
         return values
 
     return reader.through(model.cfg.n_layers), read
@@ -58,7 +59,7 @@ def units_of(graph: Graph) -> dict[int, Tensor]:
 def placed(
     values: Written,
     components: Components,
-    parts: Float[Tensor, "component batch pos d_model"],
+    parts: Iterable[Float[Tensor, "batch pos d_model"]],
     graph: Graph,
     sites: Bool[Tensor, "site batch pos"],
 ) -> None:
