@@ -15,7 +15,7 @@ from support import leaves_no_hooks
 
 import mmlens
 from mmlens.hooks import feed
-from mmlens.stats import Accumulator, TokenStats
+from mmlens.stats import TokenStats
 from mmlens.sweeps import Sweep, SweepFailed
 
 
@@ -62,32 +62,25 @@ def test_a_sweep_counts_what_transformers_own_modules_put_out(small, plain_small
     assert found.tokens["vision"][:, 0].sum() == 26 * sum(one.images is not None for one in nineteen)
 
 
-class Heard(Accumulator):
-    """Notes how many positions' logits a run came to, and, where `listens`, hears them itself."""
+class Heard(TokenStats):
+    """Counts, and notes the positions of what it reads besides: of the logits, or of a stream."""
 
-    def __init__(self, listens):
-        super().__init__()
-        self.listens, self.heard = listens, []
-
-    def recipe(self):
-        return {"is": "Heard"}
+    def reads(self, name):
+        self.name, self.heard = name, []
+        return self
 
     def hooks(self, model, batch):
-        name = "hook_unembed" if self.listens else "blocks.0.hook_resid_pre"
-        return [*super().hooks(model, batch), (name, feed(lambda value, hook: self.heard.append(value.shape[1])))]
-
-    def result(self, model):
-        return mmlens.Neurons.of([(0, 0)], model.widths)
+        return [*super().hooks(model, batch), (self.name, feed(lambda value, hook: self.heard.append(value.shape[1])))]
 
 
-@pytest.mark.parametrize("listens", [True, False])
-def test_only_where_logits_are_read_is_every_position_unembedded(small, listens):
-    heard, widths = Heard(listens), []
+@pytest.mark.parametrize("name", ["hook_unembed", "blocks.0.hook_resid_pre"])
+def test_only_where_logits_are_read_is_every_position_unembedded(small, name):
+    heard, widths = Heard(small.widths, groups=("text",)).reads(name), []
     head = small.bridge.unembed.original_component
     handle = head.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
     mmlens.sweep(small, [mmlens.Example("the red car " * 5)], {"heard": heard}, progress=False)
     handle.remove()
-    assert heard.heard[0] > 10 and widths == [heard.heard[0] if listens else 1]
+    assert heard.heard[0] > 10 and widths == [heard.heard[0] if name == "hook_unembed" else 1]
 
 
 def test_lists_generators_and_data_sets_are_swept_alike(small, tmp_path, nineteen):

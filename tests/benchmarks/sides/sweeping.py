@@ -14,9 +14,10 @@ GROUPS = ("image", "text")
 def examples(task: Task, turn: int) -> list:
     from mmlens import Example
 
-    count = task.facts["rows"]
-    shown = enumerate(pictures(count, first=turn * count))
-    return [Example(TEXT, images=picture, label=LABELS[place % len(LABELS)]) for place, picture in shown]
+    count, each = task.facts["rows"], task.facts["images"]
+    shown = pictures(count * each, first=turn * count * each)
+    parts = enumerate(shown[start : start + each] for start in range(0, len(shown), each))
+    return [Example(TEXT, images=part, label=LABELS[place % len(LABELS)]) for place, part in parts]
 
 
 def nothing(task: Task) -> Run:
