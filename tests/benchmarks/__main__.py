@@ -8,10 +8,13 @@ median of the rounds' ratios of time (ours / theirs) with quartiles, the ratio o
 the peer took, and the largest difference between the numbers that both came to, relative to the largest of them.
 
 Peers that are not this package's own dependencies are run by an interpreter that holds them, and torch, transformers and
-safetensors (`--peers`); without one they are left out:
+safetensors (`--peers`); without one they cannot, and say so:
 
     python -m venv peers && peers/bin/pip install torch==2.13.0 transformers pillow nnsight==0.8.1 captum==0.9
     python tests/benchmarks --peers peers/bin/python
+
+`--nnterp` names another one, with nnterp and the nnsight that it asks for; today that is the same one, and nnterp does not
+import beside it.
 
 On a GPU, in the shapes of a 7B model: `python tests/benchmarks --size 7b --device cuda --dtype bfloat16 --rounds 5`.
 Rows that are in FILE already stay, but for those that are measured anew.

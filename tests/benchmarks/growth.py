@@ -22,7 +22,7 @@ def grow(works: Sequence[Work], figure: Path, options) -> dict[str, dict]:
     found: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         tasks: dict[tuple, Task] = {}
-        for work in works:
+        for work in (work for work in works if work.grows):
             process = Process(sys.executable, options.threads)
             try:
                 found[work.call] = grown(work, process, size, tasks, Path(folder), options)

@@ -96,7 +96,7 @@ WORKS = (
         ),
     ),
     Work(
-        name="DAPE statistics, 64 samples",
+        name="DAPE statistics, 80 samples",
         ours="sweeping.dape",
         call="sweep(TokenStats)",
         rows=16,
@@ -104,7 +104,7 @@ WORKS = (
         peers=(Peer(side="sweeping.nothing", what="the same forwards, nothing attached", time=1.08, same=False),),
     ),
     Work(
-        name="MINER's five scores, 64 samples",
+        name="MINER's five scores, 80 samples",
         ours="sweeping.miner",
         call="sweep(SampleStats)",
         rows=16,
@@ -112,7 +112,7 @@ WORKS = (
         peers=(Peer(side="sweeping.nothing", what="the same forwards, nothing attached", time=1.30, same=False),),
     ),
     Work(
-        name="MINER's five scores without the causal mask, 64 samples",
+        name="MINER's five scores without the causal mask, 80 samples",
         ours="sweeping.unmasked",
         call="sweep(SampleStats)",
         rows=16,
