@@ -73,7 +73,7 @@ def drawn(found: dict[str, dict], file: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
     panels = figure.subplots(2, len(AXES), sharex="col", sharey="row")
     colors = dict(zip(found, colormaps["tab20"].colors, strict=False))
     for column, axis in enumerate(AXES):
@@ -87,7 +87,7 @@ def drawn(found: dict[str, dict], file: Path) -> None:
             panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(0, 1))
+            panel.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
             panel.set_ylabel(label if column == 0 else "")
         panels[-1, column].set_xlabel(axis)
     figure.savefig(file, dpi=110)
