@@ -50,7 +50,10 @@ class Rest:
 
     @contextmanager
     def while_idle(self) -> Iterator[None]:
-        """Let components without a hook rest for the length of a run, which then costs what the plain model costs."""
+        """Let components without a hook rest for the length of a run, which then costs what the plain model costs.
+
+        A hook that is put on while the run goes counts from the next one on.
+        """
         changed = []
         for modules, key, component, own in self._places:
             before, now = modules[key], component if self._is_watched(component) else own

@@ -507,6 +507,7 @@ def test_an_id_without_a_token_is_shown_by_its_number(small):
     assert small.to_str_tokens(torch.tensor([known, 10_000])) == ["car", "<10000>"]
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_the_next_logits_are_the_last_positions_and_no_other_position_is_unembedded(model, batches):
     inputs, widths = batches["mixed"], []

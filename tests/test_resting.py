@@ -30,6 +30,7 @@ def tree(model):
     return {name: id(module) for name, module in model.hf_model.named_modules()}
 
 
+@pytest.mark.dear
 @torch.no_grad()
 def test_a_run_without_hooks_passes_none_of_the_bridges_linear_components_and_has_the_same_bits(model, batches, called):
     inputs = batches["mixed"]

@@ -421,10 +421,12 @@ def solved(name):
         return SOLVED[name]()
 
 
-LONG = ("06/at-its-mean", "06/in-both", "07/which-head", "07/which-position", "10/which-queries")  # seconds to solve
+LONG = ("06/at-its-mean", "06/in-both", "07/which-head", "07/which-position", "10/in-common", "10/which-queries")
+"""Seconds to solve."""
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES])
+@pytest.mark.parametrize("name", EACH)
 def test_the_right_answer_is_right_and_wrong_ones_get_their_hints(name):
     right, wrong = solved(name)
     assert check(name, right).status == "right", check(name, right)
@@ -511,7 +513,7 @@ def test_every_exercise_is_in_its_notebook_once_and_every_check_is_registered():
     assert all(len(names) in (2, 3) for names in used.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_notebook_asks_the_question_and_does_not_answer_it(name):
     asked = [" ".join(text.split()) for kind, text in cells(name[:2]) if kind == "markdown"]
     (own,) = [text for text in asked if f"**{name}.** {exercises()[name]}" in text]
