@@ -116,7 +116,9 @@ def test_the_position_of_a_strongest_activation_is_counted_from_the_first_real_o
             assert values[0][place, real[position], unit] == value
 
 
-@pytest.mark.parametrize("make", [tokens, samples, top], ids=["tokens", "samples", "top"])
+@pytest.mark.parametrize(
+    "make", [tokens, pytest.param(samples, marks=pytest.mark.slow), top], ids=["tokens", "samples", "top"]
+)
 @slow_shapes
 @given(shapes=by_hand.BATCHES, cut=st.integers(0, 4), order=st.randoms(use_true_random=False))
 def test_two_halves_merged_are_the_whole_and_order_does_not_matter(small, make, shapes, cut, order):

@@ -10,6 +10,11 @@ import mmlens
 from mmlens.sweeps import Sweep
 
 
+@pytest.fixture(autouse=True)
+def one_time(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # what is saved has its date in it
+
+
 def sweep(model, examples, **options):
     return mmlens.sweep(model, examples, job.accumulators(model), batch_size=4, every=12, progress=False, **options)
 
