@@ -58,6 +58,7 @@ def ablation_conditions(result: AblationConditions, *, target: str = "the target
 def _numbers(axes: Axes, ks: Sequence[int]) -> None:
     """Make the horizontal axis that of numbers of neurons, logarithmic beyond 1, with a legend beside the curves."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    axes.set_xlim(-0.2, 1.15 * max(1, *ks))
     axes.xaxis.set_major_locator(FixedLocator(list(ks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
